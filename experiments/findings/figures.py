@@ -18,7 +18,7 @@ from rayunlearn.analysis.attribution import emphasis_table
 from rayunlearn.analysis.baselines import baseline_table
 from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
 from rayunlearn.analysis.equal_retention import method_ranking
-from rayunlearn.analysis.labels import format_cell, format_coreset_size
+from rayunlearn.analysis.labels import format_cell, format_coreset_size, format_percent
 from rayunlearn.analysis.metric_faithfulness import faithfulness_table
 from rayunlearn.analysis.mode_connectivity import path_cells, paths_of
 from rayunlearn.analysis.recovery import plain_setting, recovery_table
@@ -187,7 +187,7 @@ def _rows(ax: Any, panel: Panel, styles: Looks) -> None:
 
 
 def by_ratio(run: Run) -> list[Panel]:
-    """Forgetting over the kept part, a panel per dataset, a curve per method and selector."""
+    """Forgetting over the coreset's size, a panel per dataset, a curve per method and selector."""
     table = coreset_table(run)
     grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
     settings = extra_settings(table)
@@ -195,7 +195,7 @@ def by_ratio(run: Run) -> list[Panel]:
     return [
         Panel(
             title=format_cell(measured_rows.row(0, named=True), list(settings)) if settings else "",
-            place="kept part of the forget set",
+            place="coreset, share of the forget set",
             value=f"{goal.forgetting} on forget",
             log=True,
             series=[
@@ -226,14 +226,14 @@ def beside_reference(*references: str) -> Callable[[Run], list[Panel]]:
         places = table["place"].unique(maintain_order=True).to_list()
         return [
             Panel(
-                title=f"{place or 'all'}: beside {str(reference).replace('_', ' ')}",
+                title=f"{place or 'all'}: compared with {str(reference).replace('_', ' ')}",
                 place="",
                 value="difference of what is left (to the left: forgets more)",
                 rows=True,
                 reference=0.0,
                 series=[
                     Series(
-                        name=f"kept {ratio:g}",
+                        name=f"{format_percent(ratio)} of the forget set",
                         points=[
                             _difference(row, table)
                             for row in (
@@ -265,7 +265,7 @@ def _difference(
 
 
 def by_steps(run: Run) -> list[Panel]:
-    """Forgetting over optimizer steps, a panel per method, a curve per kept part."""
+    """Forgetting over optimizer steps, a panel per method, a curve per coreset size."""
     curves = length_curves(run)
     goal = objective_of(run.experiment)
     return [
@@ -276,7 +276,7 @@ def by_steps(run: Run) -> list[Panel]:
             log=True,
             series=[
                 Series(
-                    name=f"kept {ratio:g}",
+                    name=f"{format_percent(ratio)} of the forget set",
                     points=list(cells.select("steps", "mean", "low", "high").iter_rows()),
                 )
                 for (ratio,), cells in rows.sort("ratio", "steps").group_by(

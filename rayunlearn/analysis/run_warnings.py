@@ -26,7 +26,7 @@ from rayunlearn.analysis.run_frames import (
 from rayunlearn.analysis.targets import chance_metric
 from rayunlearn.storage.run import Run
 
-# Share of the way from chance (or the metric's lower end) to its upper end under which base is
+# Share of the range from chance (or the metric's lower end) to its upper end under which base is
 # said to know little. Our choice: base models of the datasets here stand at 0.5 to 1, and a model
 # that was never told at 0 to 0.15.
 LITTLE_KNOWN = 0.25
@@ -65,8 +65,8 @@ def run_warnings(run: Run, table: pl.DataFrame) -> tuple[RunWarning, ...]:
     """The rules that a run breaks, by dataset and model; none before an unlearned model was
     measured.
 
-    Base knows little where its mean is less than `LITTLE_KNOWN` of the way from chance to the
-    metric's upper end (not asked of a metric without both ends, or where lower is better). Gold is
+    Base knows little where its mean is less than `LITTLE_KNOWN` of the range above chance (not
+    asked of a metric without both ends, or where lower is better). Gold is
     as good as base where the 95% interval of base minus gold, documents paired, is not all above 0,
     or the gap is under `SMALL_GAP` of the range. Both bounds are our choice. A control is missed
     for every retain loss that stood beside a forget loss and was not run alone.

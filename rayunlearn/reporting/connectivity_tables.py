@@ -122,7 +122,7 @@ def _section(
     ]
     headers = {
         "method": "forget loss + retain loss",
-        "kept": "part of the forget set",
+        "coreset": "part of the forget set",
         "seeds": "trials",
     }
     view = attribution_view(

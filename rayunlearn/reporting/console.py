@@ -139,9 +139,7 @@ def print_probe_sets(run: Run, console: Console) -> None:
 
 
 def print_baselines(run: Run, console: Console) -> None:
-    """Print what was chosen, compared with random choice, where the run has selectors beside random
-    or texts beside random words.
-    """
+    """Print selectors and texts compared with random ones, where the run has both."""
     table = baseline_table(run)
     if table.is_empty():
         return

@@ -14,8 +14,8 @@ CAPTIONS = {
     "coreset": (
         "Coreset curve",
         (
-            "Across: the kept part of the forget set, on a logarithmic scale, less to the left. Up:"
-            " what is left of the forget set after unlearning; lower is more forgotten, down to"
+            "Across: the coreset as a share of the forget set, on a logarithmic scale. Up: what"
+            " is left of the forget set after unlearning; lower is more forgotten, down to"
             " gold. A flat line means that a small part forgets as much as all of it. Bars: 95% t"
             " intervals over seeds and documents."
         ),
@@ -23,8 +23,8 @@ CAPTIONS = {
     "coverage": (
         "Coverage curve",
         (
-            "The same cells, across by the share of facts that the kept documents state. Lines that"
-            " part in the coreset curve and meet here: coverage explains the ratio."
+            "The same cells, across by the share of facts that the coreset states. Lines that part"
+            " in the coreset curve and meet here: coverage explains the ratio."
         ),
     ),
     "pareto": (
@@ -32,7 +32,7 @@ CAPTIONS = {
         (
             "Every measured trial: across what is left of the forget set, up what is kept of what"
             " should stay, one panel per kind of question that should stay. Up and towards gold is"
-            " better. Grey line: the trials that no other beats. Hollow: asked for by Optuna."
+            " better. Grey line: the Pareto front. Hollow: asked for by Optuna."
             " Triangles: over-forgotten, below gold or chance. Crosses: collapsed."
         ),
     ),
@@ -49,7 +49,7 @@ CAPTIONS = {
         "Training curves",
         (
             "Across: optimizer steps. Up: the loss that the panel names. One trial (its first seed)"
-            " per selector and part. Colour: part kept; dash: selector. A curve that is flat from"
+            " per selector and part. Colour: coreset; dash: selector. A curve that is flat from"
             " the start trained nothing."
         ),
     ),

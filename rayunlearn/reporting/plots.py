@@ -80,7 +80,7 @@ def coreset_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Figu
     ratios = sorted(grid["select.ratio"].unique())
     figure.update_xaxes(
         type="log",
-        title_text="kept part of the forget set",
+        title_text="coreset, share of the forget set",
         tickvals=ratios,
         ticktext=[format_percent(r) for r in ratios],
         minor_ticks="",
@@ -116,7 +116,7 @@ def coverage_curve(table: pl.DataFrame, experiment: Mapping[str, Any]) -> go.Fig
                     }
                 _add(figure, panel, _curve(cells.sort("coverage"), "coverage", style))
     figure.update_xaxes(
-        title_text="share of the forget set's facts in the kept part",
+        title_text="share of the forget set's facts in the coreset",
         tickformat=".0%",
         range=[-0.03, 1.03],
     )

@@ -30,8 +30,8 @@ def probe_set_sections(run: Run) -> list[Section]:
     headers = {
         "method": "method",
         **dict.fromkeys(settings, "setting that varies"),
-        "selector": "how the kept documents were chosen",
-        "kept": "share and number of forget documents kept",
+        "selector": "how the coreset was chosen",
+        "coreset": "share and number of forget documents that unlearning trained on",
         **{name: f"split {name}, {counts[name]} documents: {metric}" for name in sets},
     }
     return [

@@ -349,9 +349,9 @@ def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
     return [
         ("method", method, False),
         *((name, "setting that varies", False) for name in settings),
-        ("selector", "how the kept documents were chosen", False),
-        ("kept", "share and number of forget documents kept", True),
-        ("coverage", "share of the forget set's facts that a kept document states", True),
+        ("selector", "how the coreset was chosen", False),
+        ("coreset", "share and number of forget documents that unlearning trained on", True),
+        ("coverage", "share of the forget set's facts that the coreset states", True),
     ]
 
 
