@@ -777,15 +777,18 @@ FINDINGS: Sequence[Finding] = (
         experiment="retain_coreset",
         title="Does choosing the retain documents beat random ones?",
         answer=(
-            "No: no selector keeps more than random documents do, and under RMU the neighbours of"
-            " the forget set keep much less."
+            "No: no selector keeps more than random documents do; under RMU the neighbours of the"
+            " forget set kept less in both of two runs, which is shown in one of them alone."
         ),
         verdict=retain_findings,
         published=(
             "Bushipaka et al. 2509.05316 keep more by several kinds of neighbours beside general"
             " knowledge than by random retain documents."
         ),
-        differs=f"{DATASET_DIFFERENCE} A tenth of the retain set, equal steps, ten paired seeds.",
+        differs=(
+            f"{DATASET_DIFFERENCE} A tenth of the retain set, equal steps, ten paired seeds of one"
+            " base model; another base model gave differences twice as large (experiments/LOG.md)."
+        ),
     ),
     Finding(
         experiment="optimizers",
