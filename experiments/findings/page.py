@@ -805,10 +805,9 @@ FINDINGS: Sequence[Finding] = (
 HEAD = """# Findings
 
 One page for each question. It begins with the answer; the numbers stand below it, negative ones
-too. Made by `make findings` from the Parquet files of the experiments; do not edit.
-How to read intervals and controls: [what the numbers can and cannot say](explanation.md); words:
-[glossary](glossary.md). All of it in one reading: [paper](paper.md). The dated log, with what was
-tried on the way: `experiments/LOG.md`.
+too. How to read intervals and controls: [what the numbers can and cannot say](explanation.md);
+words: [glossary](glossary.md). All of it in one reading: [paper](paper.md). The dated log, with what was
+tried on the way: `experiments/LOG.md`. Made by `make findings`.
 """
 
 FOOT = (

@@ -10,9 +10,6 @@ from rayunlearn.cli.docs_metrics import settings_words, table_line
 
 ATTACKS_HEAD = """# Attacks
 
-Made from `rayunlearn/attacks` by `python -m rayunlearn.cli.docs_attacks`; a test holds the two
-together. Words: [glossary](glossary.md).
-
 An attack asks whether what unlearning took away can be recovered. It is a trial of its own; its
 rows stand in the same tables with the attack's name in the column `attack`. The same attack always
 runs on base and on gold too: base shows how much the attack itself harms an answer that is known,
@@ -144,6 +141,11 @@ What to bear in mind:
   other's answers, says what the form of an answer alone brings; ask for it by name.
 """
 
+ATTACKS_FOOT = """
+Words: [glossary](glossary.md). Made from `rayunlearn/attacks` by
+`python -m rayunlearn.cli.docs_attacks`; a test holds the two together.
+"""
+
 
 def attacks_page() -> str:
     """The page as Markdown."""
@@ -170,6 +172,7 @@ def attacks_page() -> str:
             input_table,
             "## Definitions\n",
             sections,
+            ATTACKS_FOOT.lstrip("\n"),
         ]
     )
 

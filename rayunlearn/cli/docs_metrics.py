@@ -13,9 +13,6 @@ from rayunlearn.ranges import options_of
 
 METRICS_HEAD = """# What is measured
 
-Made from `rayunlearn/metrics` by `python -m rayunlearn.cli.docs_metrics`; a test holds the two
-together. Words: [glossary](glossary.md).
-
 A metric has one value per document (table `examples`); means are taken in polars and nowhere else.
 "more knowledge" says which way a model that knows more goes: for the forget set that is the wrong
 way. A value is null where a document does not allow it (no wrong options, no second wording).
@@ -52,6 +49,11 @@ The prompt and the four verdicts are ours (`metrics/judge.py`); nothing says how
 judges: read a few texts beside their column `verdict`. Answers that leave no room in the judge's
 context are null, and `verdict` says why. Verdicts are kept in the cache by the judge's content and
 the answers, so that none is asked twice.
+"""
+
+METRICS_FOOT = """
+Words: [glossary](glossary.md). Made from `rayunlearn/metrics` by
+`python -m rayunlearn.cli.docs_metrics`; a test holds the two together.
 """
 
 CORPUS_HEAD = """## Metrics of a whole corpus
@@ -100,6 +102,7 @@ def metrics_page() -> str:
             INPUT_HEAD + inputs,
             "## Definitions\n",
             details,
+            METRICS_FOOT.lstrip("\n"),
         ]
     )
 

@@ -49,9 +49,6 @@ TABLE_DESCRIPTIONS = {
 
 RESULTS_HEAD = """# What a run leaves behind
 
-Made from `rayunlearn/schema.py` by `python -m rayunlearn.cli.docs_results`; a test holds the two
-together. Words: [glossary](glossary.md).
-
 A run is a folder `<output>/<experiment>/<version>/`. Reading it needs polars, neither torch nor
 Ray:
 
@@ -84,6 +81,11 @@ written by the driver, each in one rename |
 report` (or `.md`, `.json`, `.pdf`) |
 """
 
+RESULTS_FOOT = """
+Words: [glossary](glossary.md). Made from `rayunlearn/schema.py` by
+`python -m rayunlearn.cli.docs_results`; a test holds the two together.
+"""
+
 
 def results_page() -> str:
     """The page as Markdown."""
@@ -91,7 +93,15 @@ def results_page() -> str:
         f"The schema version, {VERSION}, is in every file's metadata (`rayunlearn.schema_version`);"
         " a file with another one is refused, with what to do."
     )
-    return "\n".join([RESULTS_HEAD, version, "", *(table_section(table) for table in TABLES)])
+    return "\n".join(
+        [
+            RESULTS_HEAD,
+            version,
+            "",
+            *(table_section(table) for table in TABLES),
+            RESULTS_FOOT.lstrip("\n"),
+        ]
+    )
 
 
 def table_section(table: str) -> str:

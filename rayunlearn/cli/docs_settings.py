@@ -36,7 +36,7 @@ def settings_page() -> str:
         f" {o.rule.words.removeprefix('must be ') if o.rule else ''} |"
         for o in sorted(option_names().values(), key=lambda o: o.name)
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", SETTINGS_FOOT]) + "\n"
 
 
 def setting_lines() -> Iterator[tuple[str, str, str, str]]:
@@ -86,10 +86,12 @@ def _code(value: object) -> str:
 
 
 SETTINGS_HEAD = """\
-Made from `rayunlearn/config.py` and the family tables by `python -m rayunlearn.cli.listing`;
-`rayunlearn list settings` prints the same. Every name is the same on the command line
-(`--set NAME=VALUE`), on an axis, in SEARCH and as a column of `trials`.
-Words: [glossary](glossary.md)."""
+Every name is the same on the command line (`--set NAME=VALUE`), on an axis, in SEARCH and as a
+column of `trials`. `rayunlearn list settings` prints this page."""
+
+SETTINGS_FOOT = """\
+Words: [glossary](glossary.md). Made from `rayunlearn/config.py` and the family tables by
+`python -m rayunlearn.cli.listing`."""
 
 OPTIONS_HEAD = """\
 `<function>.<argument>`: settings of the methods, selectors, extractors, metrics, attacks, wrappers

@@ -207,16 +207,18 @@ def stop_job(job: str, address: str) -> bool:
 
 
 def list_jobs(address: str) -> list[dict[str, str]]:
-    """The cluster's jobs that `submit` started, latest first: job, status, run."""
+    """The cluster's jobs, latest first: job, status, and where its run is; of a job that `submit`
+    did not start, its command instead.
+    """
     client = client_of(address)
-    matching_jobs = [
-        d
-        for d in _answered(address, client.list_jobs)
-        if d.submission_id and "run" in (d.metadata or {})
-    ]
+    matching_jobs = [d for d in _answered(address, client.list_jobs) if d.submission_id]
     matching_jobs.sort(key=lambda d: d.start_time or 0, reverse=True)
     return [
-        {"job": d.submission_id, "status": _status(d), "run": d.metadata["run"]}
+        {
+            "job": d.submission_id,
+            "status": _status(d),
+            "run": (d.metadata or {}).get("run") or d.entrypoint,
+        }
         for d in matching_jobs
     ]
 

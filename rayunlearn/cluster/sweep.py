@@ -255,13 +255,18 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
                     highlight=False,
                     soft_wrap=True,
                 )
-            finished = run_searcher(
-                plan,
-                before,
-                commit=commit_of(Path(rayunlearn.__file__).parent),
-                trials=trials_by_model(agenda),
-                planned=tuple(dict.fromkeys(r.trial for r in (*agenda.ready, *agenda.expected))),
-            )
+            try:
+                finished = run_searcher(
+                    plan,
+                    before,
+                    commit=commit_of(Path(rayunlearn.__file__).parent),
+                    trials=trials_by_model(agenda),
+                    planned=tuple(
+                        dict.fromkeys(r.trial for r in (*agenda.ready, *agenda.expected))
+                    ),
+                )
+            finally:
+                now_doing("ending Ray")
     except KeyboardInterrupt:
         return True
     return not finished

@@ -300,15 +300,17 @@ def coreset_view(table: pl.DataFrame, experiment: Mapping[str, Any]) -> TableVie
         extra_settings(table),
         has_untouched(table, objective_of(experiment)),
     )
+    # the facts of a corpus from outside are not known
+    has_coverage = table["coverage"].count() > 0
     columns = (
-        *_cell_columns(settings),
+        *_cell_columns(settings, coverage=has_coverage),
         *_metric_columns(objective_of(experiment), untouched=has_untouched_split),
         *TRIAL_COLUMNS,
         *([TUNED_COLUMN] if has_tuned(table) else []),
     )
     headers, meanings, numeric = zip(*columns, strict=True)
     rows = tuple(
-        _cells(row, settings, untouched=has_untouched_split)
+        _cells(row, settings, untouched=has_untouched_split, coverage=has_coverage)
         + ((row["tuned"] or UNKNOWN,) if has_tuned(table) else ())
         for row in table.iter_rows(named=True)
     )
@@ -328,6 +330,12 @@ TRIAL_COLUMNS: tuple[ViewColumn, ...] = (
 )
 
 
+COVERAGE_COLUMN: ViewColumn = (
+    "coverage",
+    "share of the forget set's facts that the coreset states",
+    True,
+)
+
 TUNED_COLUMN: ViewColumn = (
     "tuned",
     "the searched hyperparameters that the row was run with, of several searches one after another",
@@ -340,7 +348,7 @@ def has_tuned(table: pl.DataFrame) -> bool:
     return bool((table["tuned"] != "").any())
 
 
-def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
+def _cell_columns(settings: Sequence[str], *, coverage: bool) -> list[ViewColumn]:
     """The method, the settings that vary and the coreset of a row."""
     method = (
         "forget loss + retain loss; control: retain loss alone, with the settings of the"
@@ -351,7 +359,7 @@ def _cell_columns(settings: Sequence[str]) -> list[ViewColumn]:
         *((name, "setting that varies", False) for name in settings),
         ("selector", "how the coreset was chosen", False),
         ("coreset", "share and number of forget documents that unlearning trained on", True),
-        ("coverage", "share of the forget set's facts that the coreset states", True),
+        *([COVERAGE_COLUMN] if coverage else []),
     ]
 
 
@@ -390,7 +398,9 @@ def has_untouched(table: pl.DataFrame, goal: Objective) -> bool:
     return goal.utility_split != UNTOUCHED and table["untouched"].null_count() < table.height
 
 
-def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> tuple[str, ...]:
+def _cells(
+    row: Mapping[str, Any], settings: list[str], *, untouched: bool, coverage: bool
+) -> tuple[str, ...]:
     grid, trained = row["role"] == "grid", row["role"] in ("grid", "control")
     selector = ("(all)" if row["select.ratio"] == 1 else row["select.name"]) if grid else UNKNOWN
     size_words = (
@@ -416,6 +426,6 @@ def _cells(row: Mapping[str, Any], settings: list[str], *, untouched: bool) -> t
         *(shorten(format_number(row[name])) for name in settings),
         selector,
         size_words,
-        format_percent(row["coverage"]) if grid else UNKNOWN,
+        *([format_percent(row["coverage"]) if grid else UNKNOWN] if coverage else []),
     )
     return (*front, *measured, *choices, format_number(row["seeds"]), status_label(row), *effort)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,3 +139,24 @@ def test_an_experiment_outside_the_packed_folder_is_refused(
         == 2
     )
     assert "must lie in the folder that is packed" in capsys.readouterr().err
+
+
+def test_jobs_of_others_are_listed_with_their_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray job submit -- rayunlearn run ...` leaves no word of its run; a driver is no job."""
+
+    def job(name: str, start: int, metadata: dict[str, str] | None) -> SimpleNamespace:
+        return SimpleNamespace(
+            submission_id=name,
+            status="RUNNING",
+            metadata=metadata,
+            entrypoint="rayunlearn run e.py",
+            start_time=start,
+        )
+
+    every = [job("a", 1, {"run": "/runs/e/1"}), job("b", 2, None), job("", 3, None)]
+    monkeypatch.setattr(module, "client_of", lambda _: SimpleNamespace(list_jobs=lambda: every))
+    listed = module.list_jobs("http://127.0.0.1:8265")
+    assert [(row["job"], row["run"]) for row in listed] == [
+        ("b", "rayunlearn run e.py"),
+        ("a", "/runs/e/1"),
+    ]

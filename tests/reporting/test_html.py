@@ -23,6 +23,7 @@ from rayunlearn.reporting import console as console_module
 from rayunlearn.reporting import plots
 from rayunlearn.reporting.html import write_report
 from rayunlearn.reporting.sentences import finding_sentences
+from rayunlearn.reporting.tables import coreset_view
 from rayunlearn.schema import STATUSES, TABLES
 from rayunlearn.storage import run as run_module
 from rayunlearn.storage.run import (
@@ -173,6 +174,14 @@ def test_a_narrow_terminal_drops_columns_and_says_which(table: pl.DataFrame, wid
         if "rmu + nll" in line and "min_k" in line and "5% (10)" in line
     )
     assert "0.34 [" in row and "0.65 [" in row and "…" not in row
+
+
+def test_a_corpus_whose_facts_are_not_known_has_no_column_of_coverage(table: pl.DataFrame) -> None:
+    from_outside = table.with_columns(pl.lit(None, pl.Float64).alias("coverage"))
+    for rows, has_column in ((table, True), (from_outside, False)):
+        view = coreset_view(rows, synthetic.EXPERIMENT)
+        assert ("coverage" in view.headers) is has_column
+        assert all(len(row) == len(view.headers) for row in view.rows)
 
 
 def test_a_trial_is_shown_by_a_prefix_of_its_id(run: Run) -> None:
