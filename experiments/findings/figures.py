@@ -52,7 +52,7 @@ class Series:
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """One set of axes. `rows`: places are labels and stand below each other; `reference`: a thin
-    line at that value.
+    line at that value; `shares`: places are shares and their ticks stand where points do.
     """
 
     title: str
@@ -61,6 +61,7 @@ class Panel:
     series: Sequence[Series]
     rows: bool = False
     log: bool = False
+    shares: bool = False
     reference: float | None = None
 
 
@@ -149,6 +150,10 @@ def _curves(ax: Any, panel: Panel, styles: Looks) -> None:
             ax.vlines(places, lows, highs, color=colour, linewidth=1)
     if panel.log:
         ax.set_xscale("log")
+    if panel.shares:
+        ticks = sorted({point[0] for series in panel.series for point in series.points})
+        ax.set_xticks(ticks, [format_percent(share) for share in ticks])
+        ax.minorticks_off()
     if panel.reference is not None:
         ax.axhline(panel.reference, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_xlabel(panel.place)
@@ -198,6 +203,7 @@ def by_ratio(run: Run) -> list[Panel]:
             place="coreset, share of the forget set",
             value=f"{goal.forgetting} on forget",
             log=True,
+            shares=True,
             series=[
                 Series(
                     name=f"{method}, {selector}",

@@ -806,8 +806,8 @@ HEAD = """# Findings
 
 One page for each question. It begins with the answer; the numbers stand below it, negative ones
 too. How to read intervals and controls: [what the numbers can and cannot say](explanation.md);
-words: [glossary](glossary.md). All of it in one reading: [paper](paper.md). The dated log, with what was
-tried on the way: `experiments/LOG.md`. Made by `make findings`.
+words: [glossary](glossary.md). All of it in one reading: [paper](paper.md). The dated log, with
+what was tried on the way: `experiments/LOG.md`. Made by `make findings`.
 """
 
 FOOT = (

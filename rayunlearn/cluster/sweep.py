@@ -35,7 +35,7 @@ from rayunlearn.planning.winners import require_same_winners
 from rayunlearn.schema import FINISHED, PRUNED, TIMED_OUT
 from rayunlearn.storage.lock import create_run_folder, run_lock
 from rayunlearn.storage.run import compact, read_experiment, remove_scratch, scan_trials
-from rayunlearn.trial.narration import now_doing
+from rayunlearn.trial.narration import ending, now_doing
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
 
@@ -255,7 +255,7 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
                     highlight=False,
                     soft_wrap=True,
                 )
-            try:
+            with ending("ending Ray"):
                 finished = run_searcher(
                     plan,
                     before,
@@ -265,8 +265,6 @@ def _run_missing(plan: PlanRun, before: dict[str, TrialResult], agenda: Agenda) 
                         dict.fromkeys(r.trial for r in (*agenda.ready, *agenda.expected))
                     ),
                 )
-            finally:
-                now_doing("ending Ray")
     except KeyboardInterrupt:
         return True
     return not finished

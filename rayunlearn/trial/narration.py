@@ -64,6 +64,15 @@ def now_doing(part: str) -> None:
 
 
 @contextmanager
+def ending(part: str) -> Iterator[None]:
+    """Say that `part` goes on when the block has ended, however it ended: Ctrl-C is answered."""
+    try:
+        yield
+    finally:
+        now_doing(part)
+
+
+@contextmanager
 def counting(part: str, total: int) -> Iterator[Callable[[int], None]]:
     """Say that `part` goes on as long as the block runs, and how far it is: the block calls what
     it is given with how many of `total` are done. What was said before goes on afterwards.

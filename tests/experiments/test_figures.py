@@ -67,6 +67,17 @@ def test_the_same_rows_give_the_same_file() -> None:
     assert svg([panel]) == svg([panel]) and "date" not in svg([panel]).lower()
 
 
+def test_shares_stand_at_their_points_in_percent() -> None:
+    points = [(0.05, 0.5, 0.4, 0.6), (0.25, 0.3, 0.2, 0.4), (1.0, 0.2, 0.1, 0.3)]
+    series = [Series(name="npo", points=points)]
+    texts = set(
+        ElementTree.fromstring(
+            svg([Panel(title="", place="x", value="y", log=True, shares=True, series=series)])
+        ).itertext()
+    )
+    assert {"5%", "25%", "100%"} <= texts and not any("10^" in text for text in texts)
+
+
 def test_the_coreset_curve_has_the_table_s_numbers(tmp_path: Path) -> None:
     synthetic.write_run(tmp_path)
     run = open_run(tmp_path)

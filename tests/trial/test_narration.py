@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rayunlearn.trial import narration
-from rayunlearn.trial.narration import Narrator, counting, narrated, now_doing
+from rayunlearn.trial.narration import Narrator, counting, ending, narrated, now_doing
 
 
 def test_a_part_that_lasts_is_said_once_and_again_every_minute() -> None:
@@ -69,3 +69,13 @@ def test_a_block_says_its_parts_on_the_stream_within_two_seconds() -> None:
     assert narration.FIRST_AFTER_SECONDS < 2
     now_doing("nobody listens")
     assert stream.getvalue() == "planning ...\n"
+
+
+def test_what_follows_an_interruption_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray takes seconds to end after Ctrl-C."""
+    narrator = Narrator()
+    monkeypatch.setattr(narration, "_narrators", [narrator])
+    with pytest.raises(KeyboardInterrupt), ending("ending Ray"):
+        now_doing("")
+        raise KeyboardInterrupt
+    assert narrator.line(now=time.monotonic() + 2) == "ending Ray ..."
