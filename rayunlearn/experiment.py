@@ -37,9 +37,8 @@ from rayunlearn.config import (
     with_values,
 )
 from rayunlearn.errors import UserError, require, unknown_name
+from rayunlearn.schema import KEY_METRIC
 
-# what was known and not how it is said
-KEY_METRIC = "key_probability"
 # share of base's retention at which models are compared (2406.09179 evaluates 0.95 to 0.90)
 CALIBRATED = 0.95
 TUNINGS = ("shared", "per_cell", "none")

@@ -89,6 +89,8 @@ CURVES = {
 WORD_KINDS = ("function_word_log_prob", "keyword_log_prob", "content_word_log_prob")
 # 1: the greedy text is the answer. Where `explain.documents` asks, it says what is answered right
 RIGHT_METRIC = "exact_memorization"
+# what was known and not how it is said; where the objective is this, 0.5 and more is right
+KEY_METRIC = "key_probability"
 # split of what a soft prompt was learned from
 HELD_IN = "held_in"
 # a failed trial runs again on the next call

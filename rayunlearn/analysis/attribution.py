@@ -2,8 +2,11 @@
 tokens before and after.
 
 `right` means that every token of the answer, its end too, is the model's greedy choice
-(`exact_memorization` 1): the greedy text is the answer. The paper (unPact, 2509.24675) asks a chat
-model; its formulas of both rates are not confirmed, these are ours.
+(`exact_memorization` 1): the greedy text is the answer. Where the experiment's objective is the key
+word (`key_probability`, the default on a model that was not trained on the answers), it means that
+this is above one half: the key is more probable than all other words together, however the model
+would begin the sentence. The paper (unPact, 2509.24675) asks a chat model; its formulas of both
+rates are not confirmed, these are ours.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,17 +22,20 @@ from rayunlearn.analysis.run_frames import (
     CELL_SETTINGS,
     CONTEXT_SECTIONS,
     groups_of,
+    objective_of,
     trials_with_roles,
     varying_settings,
 )
 from rayunlearn.analysis.two_way import group_codes
 from rayunlearn.lazy import scipy
-from rayunlearn.schema import RIGHT_METRIC, WORD_KINDS
+from rayunlearn.schema import KEY_METRIC, RIGHT_METRIC, WORD_KINDS
 from rayunlearn.storage.run import Run
 
 KEY, RANDOM = "emphasis", "emphasis_random"
 STAGES_OF_INTEREST = ("base", "gold", "control", "grid")
 
+# an answer is right from here on: every token of it greedy; or the key more probable than the rest
+ALL_RIGHT, KEY_IS_RIGHT = 1.0, 0.5
 # ranges
 FRACTION, CORRELATION = (0.0, 1.0), (-1.0, 1.0)
 
@@ -126,7 +132,7 @@ def emphasis_table(run: Run) -> pl.DataFrame:
         >>> table.filter(cell="npo + nll, full set").select("forgotten", "recovered").row(0)
         (2.0, 0.5)
     """
-    right, group_of = _values(run, (RIGHT_METRIC,), by="attack"), groups_of(run)
+    right, group_of = _right_answers(run), groups_of(run)
     rows = [
         _emphasis_row(cell, form, right, group_of)
         for cell in attribution_cells(run)
@@ -155,7 +161,7 @@ def damage_table(run: Run) -> pl.DataFrame:
         >>> print(f"{row['destroyed']:.2f}")
         0.33
     """
-    right, words = _values(run, (RIGHT_METRIC,), by="attack"), _values(run, WORD_KINDS)
+    right, words = _right_answers(run), _values(run, WORD_KINDS)
     group_of, cells = groups_of(run), attribution_cells(run)
     return pl.DataFrame(
         [_damage_row(cell, right, words, group_of) for cell in cells if cell.role != "base"],
@@ -293,6 +299,26 @@ def _values(run: Run, metrics: Sequence[str], by: str = "metric") -> Values:
     ):
         values_by_document.setdefault((key, split), {})[trial, doc] = value
     return values_by_document
+
+
+def goes_by_key(run: Run) -> bool:
+    """Whether an answer counts as right by its key word, as the objective does.
+
+    Example:
+        >>> from rayunlearn.storage.run import open_run
+        >>> goes_by_key(open_run("docs/notebooks/runs/coreset"))
+        False
+    """
+    return objective_of(run.experiment).forgetting == KEY_METRIC
+
+
+def _right_answers(run: Run) -> Values:
+    """(attack, split) -> (trial, document) -> 1 where the answer is right, 0 where it is wrong."""
+    metric, least = (KEY_METRIC, KEY_IS_RIGHT) if goes_by_key(run) else (RIGHT_METRIC, ALL_RIGHT)
+    return {
+        place: {key: float(value >= least) for key, value in values.items()}
+        for place, values in _values(run, (metric,), by="attack").items()
+    }
 
 
 def _forms(run: Run) -> list[str]:

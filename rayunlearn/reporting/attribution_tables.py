@@ -9,6 +9,7 @@ from rayunlearn.analysis.attribution import (
     attribution_cells,
     damage_table,
     emphasis_table,
+    goes_by_key,
     tracking_table,
 )
 from rayunlearn.analysis.labels import format_interval, format_number
@@ -93,11 +94,18 @@ def _emphasis_section(run: Run) -> Section:
         anchor="emphasis",
         title="Recovery by emphasis",
         caption=(
-            "Right: the greedy text is the answer. A difference above zero says that the words"
-            " which carried the answer recover it."
+            f"Right: {right_in_words(run)}. A difference above zero says that the words which"
+            " carried the answer recover it."
         ),
         view=attribution_view(headers, rows, n_texts=2),
     )
+
+
+def right_in_words(run: Run) -> str:
+    """What counts as a right answer."""
+    if goes_by_key(run):
+        return "the key word is more probable than all others together (key_probability 0.5)"
+    return "the greedy text is the answer"
 
 
 def attribution_view(

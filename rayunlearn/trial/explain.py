@@ -46,7 +46,7 @@ from rayunlearn.metrics.evaluate import chosen_metrics, encode_probes, evaluate_
 from rayunlearn.metrics.table import METRICS, Metric
 from rayunlearn.models.forward import score
 from rayunlearn.ranges import options_of
-from rayunlearn.schema import RIGHT_METRIC, WORD_KINDS, Rows
+from rayunlearn.schema import KEY_METRIC, RIGHT_METRIC, WORD_KINDS, Rows
 from rayunlearn.trial.context import TrialContext, base_context
 from rayunlearn.trial.load import LoadedTrial
 from rayunlearn.trial.model_state import cached_in_worker
@@ -57,7 +57,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-EMPHASIS_METRICS = ("probability", "multiple_choice", RIGHT_METRIC, "extraction_strength")
+EMPHASIS_METRICS = (
+    "probability",
+    KEY_METRIC,
+    "multiple_choice",
+    RIGHT_METRIC,
+    "extraction_strength",
+)
 
 # `emphasis:quoted` is the value of column `attack`
 KEY, RANDOM = "emphasis", "emphasis_random"

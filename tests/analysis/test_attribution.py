@@ -113,11 +113,12 @@ def run(tmp_path: Path) -> Run:
     return open_run(explained_run(tmp_path))
 
 
-def explained_run(folder: Path) -> Path:
+def explained_run(folder: Path, right: str = "exact_memorization", sure: float = 1.0) -> Path:
     """Base answers a, b and c; after unlearning a is left, key words bring b back, random words
-    nothing. Half of the set kept: a and b are left.
+    nothing. Half of the set kept: a and b are left. `right`: the metric that says so, `sure` where
+    an answer is right and at most half of it where it is wrong.
     """
-    right, words, keywords = "exact_memorization", "function_word_log_prob", "keyword_log_prob"
+    words, keywords = "function_word_log_prob", "keyword_log_prob"
     plain, key, other = (
         ("none", "forget", right),
         ("emphasis:quoted", "forget", right),
@@ -151,6 +152,9 @@ def explained_run(folder: Path) -> Path:
         ("none", "retain", right): (1, 1, 0, 1),
         ("none", "forget", "probability"): (0.6, 0.5, 0.5, 0.3),
     }
+    for values in (known, full, half):
+        of_answers = [place for place in values if place[2] == right]
+        values |= {place: tuple(sure * v for v in values[place]) for place in of_answers}
     before = attributions(
         "base", (0.0, 2.0, 1.0, -1.0), (False, True, True, False), (0.1, 0.4, 0.3, 0.2)
     )
@@ -186,9 +190,8 @@ def explained_run(folder: Path) -> Path:
         for t, role in (("base", "base"), ("full", "grid"), ("half", "grid"))
     ]
     write_run_table(folder, "plan", plan)
-    write_experiment(
-        folder, {"name": "hand", "question": "?", "objective": {"forgetting": "probability"}}
-    )
+    goal = right if right == "key_probability" else "probability"
+    write_experiment(folder, {"name": "hand", "question": "?", "objective": {"forgetting": goal}})
     return folder
 
 
@@ -229,6 +232,20 @@ def test_recovery_counts_what_was_right_before_and_is_wrong_now_and_nothing_else
         and base["recovered"] == 1
         and base["random"] == pytest.approx(2 / 3)
     )
+
+
+def test_an_answer_is_right_by_its_key_word_where_the_objective_is(
+    run: Run, tmp_path: Path
+) -> None:
+    """Keys at 0.6 where the greedy text was the answer, at 0.3 and 0 where it was not."""
+    by_key = open_run(explained_run(tmp_path / "key", "key_probability", 0.6))
+    assert emphasis_table(by_key).equals(emphasis_table(run))
+    assert damage_table(by_key).equals(damage_table(run))
+    captions = [
+        next(s.caption for s in attribution_sections(r) if s.anchor == "emphasis")
+        for r in (run, by_key)
+    ]
+    assert "the greedy text is the answer" in captions[0] and "key_probability" in captions[1]
 
 
 def test_destroyed_is_the_share_of_known_retain_questions_and_words_are_told_apart_by_kind(
