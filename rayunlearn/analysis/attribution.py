@@ -316,8 +316,8 @@ def _right_answers(run: Run) -> Values:
     """(attack, split) -> (trial, document) -> 1 where the answer is right, 0 where it is wrong."""
     metric, least = (KEY_METRIC, KEY_IS_RIGHT) if goes_by_key(run) else (RIGHT_METRIC, ALL_RIGHT)
     return {
-        place: {key: float(value >= least) for key, value in values.items()}
-        for place, values in _values(run, (metric,), by="attack").items()
+        attack_and_split: {key: float(value >= least) for key, value in values.items()}
+        for attack_and_split, values in _values(run, (metric,), by="attack").items()
     }
 
 

@@ -34,7 +34,13 @@ from rayunlearn.planning.time_budget import (
 from rayunlearn.planning.winners import require_same_winners
 from rayunlearn.schema import FINISHED, PRUNED, TIMED_OUT
 from rayunlearn.storage.lock import create_run_folder, run_lock
-from rayunlearn.storage.run import compact, read_experiment, remove_scratch, scan_trials
+from rayunlearn.storage.run import (
+    compact,
+    read_experiment,
+    remove_checkpoints,
+    remove_scratch,
+    scan_trials,
+)
 from rayunlearn.trial.narration import ending, now_doing
 from rayunlearn.trial.provenance import commit_of
 from rayunlearn.trial.workspace import data_model_pair
@@ -296,6 +302,9 @@ def _close(
     with_curves = bool(goal.budget.rung_shares)
     results = trial_results(plan.run, goal.objective, with_curves=with_curves)
     results = without_ended_too_early(results, goal.budget)
+    has_ended = (*FINISHED, PRUNED)
+    ended = {trial_id for trial_id, result in results.items() if result.status in has_ended}
+    remove_checkpoints(plan.run, ended)
     agenda = plan.planner.agenda(results)
     plan.planner.write_plan(plan.run, agenda)
     planned = {row.trial_id for row in agenda.rows}

@@ -325,6 +325,15 @@ def end_as_pruned(run: Path, trial_id: str) -> None:
     shutil.rmtree(run / "adapters" / trial_id, ignore_errors=True)
 
 
+def remove_checkpoints(run: Path, trial_ids: Collection[str]) -> None:
+    """Remove what these trials, which have ended, would have gone on from. A process that was
+    killed after it had written a trial's last row has left it there.
+    """
+    for checkpoint in (run / "checkpoints").glob("*.safetensors"):
+        if checkpoint.stem in trial_ids:
+            retry_transient(f"remove {checkpoint}", partial(checkpoint.unlink, missing_ok=True))
+
+
 def scan_trials(run: Path, *, without: str = "") -> dict[str, pl.LazyFrame]:
     """The tables that trials write, by name, for the driver of the run: what it writes itself is
     not looked at, nor the file `without`. Raises DamagedRunError where a file is not what was

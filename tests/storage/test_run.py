@@ -405,6 +405,18 @@ def test_compaction_may_be_killed_at_any_rename(
         assert kept(run) == expected and not list((run / "trials").iterdir())
 
 
+def test_what_an_ended_trial_would_have_gone_on_from_is_removed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """Left by a process that was killed after a trial's last row."""
+    (tmp_path / "checkpoints").mkdir()
+    for trial_id in ("ended", "waits"):
+        (tmp_path / "checkpoints" / f"{trial_id}.safetensors").touch()
+    run_module.remove_checkpoints(tmp_path, {"ended", "has none"})
+    assert [file.stem for file in (tmp_path / "checkpoints").iterdir()] == ["waits"]
+    run_module.remove_checkpoints(tmp_path / "without", {"ended"})
+
+
 def test_reading_a_run_needs_neither_torch_nor_ray() -> None:
     code = (
         "import rayunlearn, sys; before = 'polars' in sys.modules; rayunlearn.open; import"
