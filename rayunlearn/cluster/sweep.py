@@ -303,8 +303,8 @@ def _close(
     results = trial_results(plan.run, goal.objective, with_curves=with_curves)
     results = without_ended_too_early(results, goal.budget)
     has_ended = (*FINISHED, PRUNED)
-    ended = {trial_id for trial_id, result in results.items() if result.status in has_ended}
-    remove_checkpoints(plan.run, ended)
+    finished = {name for name, result in results.items() if result.status in has_ended}
+    remove_checkpoints(plan.run, finished)
     agenda = plan.planner.agenda(results)
     plan.planner.write_plan(plan.run, agenda)
     planned = {row.trial_id for row in agenda.rows}
