@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from rayunlearn.cli.docs_settings import setting_lines, settings_page
 from rayunlearn.errors import require
 from rayunlearn.planning.cost import PlannedCell
-from rayunlearn.reporting.terminal_tables import print_fitting
 
 
 def print_methods(console: Console) -> None:
@@ -265,12 +263,18 @@ def _entry(console: Console, name: str, title: str, lines: Sequence[str]) -> Non
         for text in (head, *(Text("    ").append_text(detail) for detail in details)):
             console.print(text, soft_wrap=True)
         return
+    # a list that goes to a file loads less
+    from rich.padding import Padding
+
     console.print(head)
     for detail in details:
         console.print(Padding(detail, (0, 0, 0, 4), expand=False))
 
 
 def _print(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    # the lists have no table
+    from rayunlearn.reporting.terminal_tables import print_fitting
+
     numeric = [header in ("ratio", "trials", "finished", "n", "mean") for header in headers]
     print_fitting(console, headers, rows, numeric=numeric)
     console.print()
