@@ -558,6 +558,8 @@ PICTURES: dict[str, Callable[[Run], Iterable[Panel]]] = {
     "pretrained_dilemma": by_emphasis,
     "pretrained_unlearned": by_attack,
     "pretrained_tofu": by_split,
+    "pretrained_books": by_split,
+    "pretrained_mmlu": by_split,
     "coreset_effect": by_ratio,
     "keyword_effect": beside_reference("random_words"),
     "steps_or_data": by_steps,

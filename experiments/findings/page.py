@@ -576,6 +576,23 @@ FINDINGS: Sequence[Finding] = (
         ),
     ),
     Finding(
+        experiment="pretrained_books",
+        title="How much of a book does a real model need?",
+        verdict=split_findings,
+        published=f"{STUDY}: on MUSE's books 5% of the forget set does what all of it does.",
+        differs="A real model of 135 million parameters, forty passages of one book; gold is there.",
+    ),
+    Finding(
+        experiment="pretrained_mmlu",
+        title="How much of a domain of questions does a real model need?",
+        verdict=split_findings,
+        published=f"{STUDY}: on WMDP 5% of the forget set does what all of it does.",
+        differs=(
+            "A real model of 135 million parameters that is barely above chance, MMLU's subjects in"
+            " place of WMDP's texts."
+        ),
+    ),
+    Finding(
         experiment="coreset_effect",
         title="How little is enough?",
         answer=(
