@@ -564,7 +564,6 @@ FINDINGS: Sequence[Finding] = (
             "Two questions of forty leave what forty leave under RMU, and so do wrong answers; with"
             " two authors and a mild winner of the search, equivalence is not shown."
         ),
-        version="1-rmu",
         verdict=split_findings,
         published=(
             f"{STUDY}: on WMDP and MUSE 5% of the forget set does what all of it does; TOFU is not"
@@ -580,7 +579,7 @@ FINDINGS: Sequence[Finding] = (
         title="How much of a book does a real model need?",
         verdict=split_findings,
         published=f"{STUDY}: on MUSE's books 5% of the forget set does what all of it does.",
-        differs="A real model of 135 million parameters, forty passages of one book; gold is there.",
+        differs="A real model of 135 million parameters, forty passages of one book; gold beside.",
     ),
     Finding(
         experiment="pretrained_mmlu",

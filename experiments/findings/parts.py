@@ -67,9 +67,9 @@ PARTS: Sequence[Part] = (
     Part(experiment="pretrained_control", preset="quick"),
     Part(experiment="pretrained_dilemma", preset="quick"),
     Part(experiment="pretrained_unlearned", preset="quick"),
-    Part(experiment="pretrained_tofu", preset="quick"),
+    Part(experiment="pretrained_tofu"),
     Part(experiment="pretrained_books", preset="quick"),
-    Part(experiment="pretrained_mmlu", preset="quick"),
+    Part(experiment="pretrained_mmlu"),
 )
 
 

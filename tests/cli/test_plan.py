@@ -107,6 +107,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), file)
     lines = {f"wmdp/{name}": texts for name in ("bio_remove_dataset", "bio-retain-corpus")}
+    passages = {"forget": texts[:6], "retain": texts[6:], "near": verbatim_answers()}
+    passages |= dict.fromkeys(("probe_forget", "probe_retain", "untouched"), verbatim_answers())
+    lines |= {f"runs/books-real/{name}": rows for name, rows in passages.items()}
     full = [{**row, "paraphrased_answer": "w1", "perturbed_answer": ["w2"]} for row in questions]
     for size, rest in (("05", "95"), ("10", "90")):
         lines |= {f"tofu/forget{size}": questions, f"tofu/retain{rest}": questions}
@@ -115,7 +118,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines[f"tofu/{name}_perturbed"] = full
     for name, rows in lines.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / f"{name}.json{'l' if name.startswith('wmdp') else ''}").write_text(
+        (root / f"{name}.json{'' if name.startswith('tofu') else 'l'}").write_text(
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )
     for side in ("Wikipedia_Biology", "Wikipedia_History_Concepts-in-Physics_Philosophy"):
@@ -126,6 +129,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verbatim() -> list[dict[str, str]]:
     return [{"prompt": f"w{n}", "gt": f"w{n + 1}"} for n in range(12)]
+
+
+def verbatim_answers() -> list[dict[str, str]]:
+    return [{"prompt": row["prompt"], "answer": row["gt"]} for row in verbatim()]
 
 
 def subjects(choices: list[dict[str, object]]) -> list[dict[str, object]]:
