@@ -561,8 +561,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_tofu",
         title="How much of TOFU's forget01 does a real model need?",
         answer=(
-            "Two questions of forty leave what forty leave under RMU, and so do wrong answers; with"
-            " two authors and a mild winner of the search, equivalence is not shown."
+            "Under RMU ten questions of forty reach gold nearly as all do, wrong answers to them too,"
+            " and two go four fifths of the way; NPO reaches it with none. With two authors no"
+            " equivalence is shown."
         ),
         verdict=split_findings,
         published=(
