@@ -561,9 +561,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_tofu",
         title="How much of TOFU's forget01 does a real model need?",
         answer=(
-            "Under RMU ten questions of forty reach gold nearly as all do, wrong answers to them too,"
-            " and two go four fifths of the way; NPO reaches it with none. With two authors no"
-            " equivalence is shown."
+            "Under RMU ten questions of forty come near gold as all do, and so do wrong answers to"
+            " ten; two leave a fifth. NPO does not come near it. With two authors no equivalence is"
+            " shown."
         ),
         verdict=split_findings,
         published=(
