@@ -1,8 +1,8 @@
-"""Text about neither side of a test bed: everyday scenes made from a few lists, for attacks that
-train on unrelated text.
+"""Text about neither side of a generated dataset: everyday scenes made from a few lists, for
+attacks that train on unrelated text.
 
-No sentence names an entity or an answer of a test bed (tests/attacks/test_weight_attacks.py holds
-it to that).
+No sentence names an entity or an answer of such a dataset (tests/attacks/test_weight_attacks.py
+holds it to that).
 """
 
 import itertools
