@@ -40,6 +40,8 @@ from rayunlearn.selectors.retain import RETAIN_SELECTORS
 from rayunlearn.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rayunlearn.data.tokenize import Encoded
 
 # The rule of thumb, used until this run has a finished trial of its own.
@@ -57,6 +59,11 @@ GPU_RULE = (
     f"a rule of thumb: 6 x parameters x tokens at {GPU_FLOP_PER_SECOND:.1e} FLOP/s; loading and"
     " measuring come on top"
 )
+
+# texts that go through a loaded model at once in a step of 4 + 4; passes of probes have more
+TEXTS_OF_A_PASS = 8
+# in the key of counts that are kept for a model's folder: they leave out what a pass shares
+ONCE = "opening once"
 
 # resetting the model, scoring the forget set, the metrics
 FIXED_SECONDS = 1.0
@@ -115,7 +122,8 @@ class LoadedShape:
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSize:
     """What a trial's cost depends on. For a model built here a token is a word; a loaded one has
-    `labels_per_document` and `shape` too, and its own tokenizer counts.
+    `labels_per_document` and `shape` too, and its own tokenizer counts; a processor reads
+    `shared_per_document` of its tokens with other texts' (a chat template's opening).
     """
 
     parameters: float
@@ -123,6 +131,7 @@ class WorkloadSize:
     n_forget: int
     n_retain: int = 0
     labels_per_document: float = 0.0
+    shared_per_document: float = 0.0
     shape: LoadedShape | None = None
 
 
@@ -259,6 +268,7 @@ def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measur
     measuring, done once.
     """
     documents = trial.train.n_presentations(rounded_share(trial.select.ratio, size.n_forget))
+    tokens = size.tokens_per_document - size.shared_per_document
     trained = shape.trained(trial.train)
     first = min(trained, default=0)
     total = measured
@@ -271,7 +281,7 @@ def flops_of_loaded(trial: Trial, shape: LoadedShape, size: WorkloadSize, measur
         run = sum(shape.blocks[max(0, first) : stop])
         with_gradient = sum(n for block, n in trained.items() if block < stop)
         heads = 0.0 if in_states else 4 * shape.head * size.labels_per_document
-        total += documents * (size.tokens_per_document * (4 * run + 2 * with_gradient) + heads)
+        total += documents * (tokens * (4 * run + 2 * with_gradient) + heads)
     return total
 
 
@@ -315,7 +325,7 @@ def explained_tokens(
 
     # a metric of a plugin is no code of this package
     sources = sorted(sources_of(emphasis_metrics(measure.metrics).values()))
-    settings = [asdict(data), asdict(measure), asdict(explain), sources]
+    settings = [asdict(data), asdict(measure), asdict(explain), sources, ONCE]
     count = partial(_count_explained_tokens, data, model, measure, explain)
     tokens, labels = _counted_once("explained", data, model, settings, count)
     return tokens, labels
@@ -361,14 +371,16 @@ def _count_explained_tokens(
         if split in splits
     }
     sources = sources_of(emphasis_metrics(measure.metrics).values())
+    opening = _opening(data, tokenizer)
     tokens = labels = 0
     for probe in probes_of_trial(Trial(data=data, model=model, measure=measure), corpus, tokenizer):
         if (probe.split, probe.doc_id) not in chosen or probe.document is None:
             continue
         prompt = probe.document.prompt
         n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
-        once = _tokens_of([probe.answer])
-        emphasised = _tokens_of([s for _, s in asked_sequences(probe, sources)])
+        once = _tokens_of([probe.answer] * TEXTS_OF_A_PASS, opening)
+        emphasised = _tokens_of([s for _, s in asked_sequences(probe, sources)], opening)
+        once = (once[0] // TEXTS_OF_A_PASS, once[1] // TEXTS_OF_A_PASS)
         tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * emphasised[0]
         labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * emphasised[1]
     return tokens, labels
@@ -387,7 +399,7 @@ def _asked_tokens(
     sources = [sorted(sources_of(m)) for m in (chosen_metrics(measure.metrics).values(), watched)]
     settings = [asdict(part) for part in (data, measure, stop, calibrate)]
     count = partial(_count_asked_tokens, data, model, measure, stop, calibrate)
-    counted = _counted_once("asked", data, model, [*settings, *sources], count)
+    counted = _counted_once("asked", data, model, [*settings, *sources, ONCE], count)
     return tuple((tokens, labels) for tokens, labels in counted)
 
 
@@ -407,9 +419,8 @@ def _count_asked_tokens(
     from rayunlearn.trial.probes import probes_of_trial
 
     trial = Trial(data=data, model=model, measure=measure, stop=stop)
-    probes = probes_of_trial(
-        trial, corpus_of(data, model), read_tokenizer(resolve_model(model.name))
-    )
+    tokenizer = read_tokenizer(resolve_model(model.name))
+    probes = probes_of_trial(trial, corpus_of(data, model), tokenizer)
     sources = sources_of(chosen_metrics(measure.metrics).values())
     measured = [s for probe in probes for _, s in asked_sequences(probe, sources)]
     series = {("forget", stop.forgetting), (stop.utility_split, stop.utility)}
@@ -426,11 +437,33 @@ def _count_asked_tokens(
         if probe.split in (calibrate.split, "forget")
         for _, sequence in asked_sequences(probe, sources_of([METRICS[calibrate.retention]]))
     ]
-    return _tokens_of(measured), _tokens_of(looked), _tokens_of(mixed)
+    opening = _opening(data, tokenizer)
+    at_end, at_look, at_mixture = (_tokens_of(s, opening) for s in (measured, looked, mixed))
+    return at_end, at_look, at_mixture
 
 
-def _tokens_of(sequences: Sequence["Encoded"]) -> tuple[int, int]:
-    return sum(len(s.ids) for s in sequences), sum(len(s.ids) - s.start for s in sequences)
+def _tokens_of(sequences: Sequence["Encoded"], opening: tuple[int, ...]) -> tuple[int, int]:
+    """(tokens, labels) that a processor reads of the sequences."""
+    tokens = sum(len(s.ids) for s in sequences) - _shared_tokens(sequences, opening)
+    return tokens, sum(len(s.ids) - s.start for s in sequences)
+
+
+def _shared_tokens(sequences: Sequence["Encoded"], opening: tuple[int, ...]) -> int:
+    """Tokens of the sequences that a processor does not read, since a pass reads what all of its
+    texts begin with once (`models.packed_layout`).
+    """
+    size = len(opening)
+    opened = sum(s.ids[:size] == opening and s.start > size for s in sequences)
+    return round(opened * size * (1 - 1 / TEXTS_OF_A_PASS))
+
+
+def _opening(data: Data, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """What texts in the data's template begin with alike, () where it is too short to be shared."""
+    from rayunlearn.data.tokenize import opening_ids
+    from rayunlearn.models.packed_layout import LEAST_SHARED
+
+    opening = opening_ids(tokenizer) if data.template == "chat" else ()
+    return opening if len(opening) >= LEAST_SHARED else ()
 
 
 @lru_cache(maxsize=1)
@@ -494,26 +527,30 @@ def _size_of(data: Data, model: Model) -> WorkloadSize:
 
 
 def _size_of_loaded(data: Data, model: Model, forget: Sequence[Document]) -> WorkloadSize:
-    settings = [data.template, data.max_tokens]
+    settings = [data.template, data.max_tokens, ONCE]
     count = partial(_count_document_tokens, data, model, forget)
-    tokens, labels = _counted_once("documents", data, model, settings, count)
+    tokens, labels, shared = _counted_once("documents", data, model, settings, count)
     return WorkloadSize(
         parameters=parameters_of(model),
         tokens_per_document=tokens / len(forget),
         n_forget=len(forget),
         labels_per_document=labels / len(forget),
+        shared_per_document=shared / len(forget),
         shape=shape_of_loaded(Path(model.name)),
     )
 
 
-def _count_document_tokens(data: Data, model: Model, forget: Sequence[Document]) -> tuple[int, int]:
-    """(tokens, labels) of the forget documents."""
+def _count_document_tokens(
+    data: Data, model: Model, forget: Sequence[Document]
+) -> tuple[int, int, int]:
+    """(tokens, labels, tokens that a processor shares) of the forget documents."""
     from rayunlearn.data.tokenize import encode_documents
     from rayunlearn.models.folder import read_tokenizer
     from rayunlearn.models.model_files import resolve_model
 
     tokenizer = read_tokenizer(resolve_model(model.name))
-    return _tokens_of(encode_documents(forget, tokenizer, data.template, data.max_tokens))
+    texts = encode_documents(forget, tokenizer, data.template, data.max_tokens)
+    return *_tokens_of(texts, ()), _shared_tokens(texts, _opening(data, tokenizer))
 
 
 def shape_of_loaded(folder: Path) -> LoadedShape:

@@ -1,5 +1,7 @@
 """What a run is expected to cost, from the trials that it has finished."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from rayunlearn.planning.cost import (
     explained_tokens,
     flops_of_loaded,
     flops_of_measuring,
+    size_of,
 )
 from rayunlearn.planning.planner import Agenda
 from rayunlearn.schema import SECONDS_BY_PART, column_names
@@ -117,6 +120,32 @@ def test_measuring_counts_what_is_asked_at_the_end_and_at_each_look(untaught_mod
     assert flops_of_measuring(calibrated, SHAPE, SIZE) == pytest.approx(more)
     control = with_values(calibrated, {"method.forget": "none"})
     assert flops_of_measuring(control, SHAPE, SIZE) == pytest.approx(flops_of(passed))
+
+
+def test_what_texts_begin_with_alike_is_counted_once_a_pass(
+    untaught_models: Path, tmp_path: Path
+) -> None:
+    """Nine words before every conversation; of eight texts in a pass seven do not read them."""
+    folder = shutil.copytree(untaught_models / "base", tmp_path / "base")
+    turns = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(9 * "of " + turns, encoding="utf-8")
+    settings: dict[str, Value] = {"model.name": str(folder), "model.teach": False}
+    settings |= {"measure.metrics": "probability", "train.length": 12.0, "data.template": "chat"}
+    trial = with_values(Trial(), settings)
+    corpus, tokenizer = corpus_of(trial.data, trial.model), read_tokenizer(folder)
+    # documents without a prompt are in no template
+    assert size_of(trial).shared_per_document == 0
+    # at the end, and at one look
+    asked = [d for split in corpus.probes for d in corpus.probes[split]]
+    asked += [d for split in ("forget", "retain") for d in corpus.probes[split][:64]]
+    passed = encode_documents((*asked, *corpus.forget), tokenizer, "chat", trial.data.max_tokens)
+    n_opened = sum(bool(document.prompt) for document in asked)
+    expected = flops_of(passed) - 2 * 40 * n_opened * 9 * 7 / 8
+    assert flops_of_measuring(trial, SHAPE, SIZE) == pytest.approx(expected, rel=1e-3)
+    # four of six tokens are read once; heads are no matter of tokens
+    sizes = (SIZE, replace(SIZE, shared_per_document=4), replace(SIZE, tokens_per_document=0))
+    whole, shared, heads = (flops_of_loaded(trial, SHAPE, size, 0.0) for size in sizes)
+    assert shared - heads == pytest.approx((whole - heads) / 3)
 
 
 def test_explaining_counts_every_unit_left_out_and_every_form_of_emphasis(
