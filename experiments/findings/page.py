@@ -536,6 +536,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="pretrained_dilemma",
         title="Does emphasis recover what a real model has unlearned?",
+        answer=(
+            "No: key words recover no more of the answers than as many random words do, a fifth at"
+            " most, and no retain question is lost; other forms of the question recover more."
+        ),
         verdict=attribution_findings,
         published=(
             "Understanding the Dilemma of Unlearning (2509.24675): six methods either stay"
