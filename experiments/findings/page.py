@@ -537,8 +537,8 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_dilemma",
         title="Does emphasis recover what a real model has unlearned?",
         answer=(
-            "No: key words recover no more of the answers than as many random words do, a fifth at"
-            " most, and no retain question is lost; other forms of the question recover more."
+            "No: key words recover no more of the answers than the same number of random words, a"
+            " fifth at most, and no retain question is lost; other forms of the question recover more."
         ),
         verdict=attribution_findings,
         published=(
