@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rayunlearn.config import Trial, Value, with_values
+from rayunlearn.config import NO_RUNGS, Trial, Value, with_values
 from rayunlearn.methods.forget import FORGET
 from rayunlearn.methods.objective import ObjectiveSettings, UnlearningObjective, batch_indices
 from rayunlearn.registry import arguments_of
@@ -188,12 +188,12 @@ def test_a_checkpoint_that_other_code_wrote_is_as_none(
 ) -> None:
     trial = made({"train.checkpoint_every": 1})
     context = TrialContext(trial, workspace, reset_weights(workspace.base))
-    written = _checkpoints(context, KEPT, tmp_path / "c.safetensors", 1.0)
+    written = _checkpoints(context, KEPT, tmp_path / "c.safetensors", NO_RUNGS)
     assert written is not None
     written.save({"w": torch.ones(1)}, {"step": 1})
     assert written.read() is not None
     monkeypatch.setattr(unlearn_module, "code_digest", lambda *_modules: "other code")
-    other = _checkpoints(context, KEPT, tmp_path / "c.safetensors", 1.0)
+    other = _checkpoints(context, KEPT, tmp_path / "c.safetensors", NO_RUNGS)
     assert other is not None and other.read() is None
 
 
