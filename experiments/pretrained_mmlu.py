@@ -16,9 +16,9 @@ where a quarter is chance, so `multiple_choice` has little to lose: `rayunlearn 
 of base, with intervals. Nothing is searched: RMU has the settings that the search on capitals found
 (`pretrained_coreset.py`, LOG.md), a look at whether they carry over.
 
-Departures from WMDP: a model of 135 million parameters, questions in place of papers, no other
-subject above chance that could stay untouched. `make smollm2` brings the model; the data are
-`MMLU=DIRECTORY`, else the Hub's.
+Departures from WMDP: a model of 135 million parameters, questions in place of papers, nothing
+untouched: of nine subjects that were asked (docs/benchmarks.md) no other is clearly above chance.
+`make smollm2` brings the model; the data are `MMLU=DIRECTORY`, else the Hub's.
 """
 
 import os

@@ -538,7 +538,7 @@ FINDINGS: Sequence[Finding] = (
         title="Does emphasis recover what a real model has unlearned?",
         answer=(
             "No: key words recover no more of the answers than the same number of random words, a"
-            " fifth at most, and no retain question is lost; other wordings recover more."
+            " fifth at most, and no retain question is lost."
         ),
         verdict=attribution_findings,
         published=(

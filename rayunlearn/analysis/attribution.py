@@ -4,8 +4,8 @@ tokens before and after.
 `right` means that every token of the answer, its end too, is the model's greedy choice
 (`exact_memorization` 1): the greedy text is the answer. Where the experiment's objective is the key
 word (`key_probability`, the default on a model that was not trained on the answers), it means that
-this is above one half: the key is more probable than all other words together, however the model
-would begin the sentence. The paper (unPact, 2509.24675) asks a chat model; its formulas of both
+this is at least one half: no other words together are more probable, however the model would begin
+the sentence. The paper (unPact, 2509.24675) asks a chat model; its formulas of both
 rates are not confirmed, these are ours.
 """
 

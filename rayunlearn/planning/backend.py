@@ -30,7 +30,7 @@ class TrialBackend:
     check: a trial with its options filled in, or UserError; identify: its id; missing: roles
     (`base`, `gold`) that `prepare(trial, cache, progress, roles)` still has to make; workspace:
     what `run` takes, cheap once prepared; run(trial, workspace, run_dir, experiment, version,
-    commit, trial_hours, rungs): runs a trial to that share of its steps, writes its folder, returns
+    commit, trial_hours, rungs): runs a trial as far as its rungs let it, writes its folder, returns
     its status; run_lengths(trials, ...): trains the last and measures the others on its way, None
     where each is to be trained by itself; divide(trial, n):
     UserError where n processes cannot share the trial; gpu_memory_of(trials, run): what the

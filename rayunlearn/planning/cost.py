@@ -378,9 +378,8 @@ def _count_explained_tokens(
             continue
         prompt = probe.document.prompt
         n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
-        once = _tokens_of([probe.answer] * TEXTS_OF_A_PASS, opening)
+        once = _tokens_of([probe.answer], opening)
         emphasised = _tokens_of([s for _, s in asked_sequences(probe, sources)], opening)
-        once = (once[0] // TEXTS_OF_A_PASS, once[1] // TEXTS_OF_A_PASS)
         tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * emphasised[0]
         labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * emphasised[1]
     return tokens, labels
