@@ -18,10 +18,10 @@ shown). A retain loss alone teaches the form of the answers, so base is no ceili
 is. There is no gold: nobody has this model without its capitals. RMU trains three matrices of
 blocks 5 to 7, NPO adapters on blocks 20 to 29.
 
-`--preset quick`: three ratios, the controls at a quarter, no selectors. `--preset languages`: RMU
-at the settings that the capitals were tuned to, on the languages of Europe, with capitals
-untouched: does it hold for another relation, without a search of its own? `make smollm2` brings the
-model.
+`--preset quick`: three ratios, shuffled answers, random text and another relation as controls, no
+selectors. `--preset languages`: RMU at the settings that the capitals were tuned to, on the
+languages of Europe, with capitals untouched: does it hold for another relation, without a search of
+its own? `make smollm2` brings the model.
 """
 
 from dataclasses import replace
@@ -38,7 +38,8 @@ BASE = Trial(
     # activations of this model at block 7 are 115 to 170 long
     options=(("rmu.steering", 200.0),),
     train=Train(learning_rate=1e-3, batch_size=4),
-    stop=Stop(utility_floor=0.0),
+    # looked at once, at the end: a look costs as much as ten steps
+    stop=Stop(utility_floor=0.0, check_every=40),
     measure=Measure(metrics="probability,key_probability,completion_probability"),
 )
 METHODS = {
@@ -78,8 +79,12 @@ OBJECTIVE = Objective(
 )
 PRESETS = {
     "quick": {
-        "AXES": (CURVE | {"select.ratio": (0.05, 0.25, 1.0)}, *CONTROLS),
-        "BUDGET": Budget(tuning="shared", trials=6, batch=3),
+        "AXES": (
+            CURVE | {"select.ratio": (0.05, 0.25, 1.0)},
+            QUARTER | {"select.text": ("shuffled_answers", "random_text")},
+            CONTROLS[1],
+        ),
+        "BUDGET": Budget(tuning="shared", trials=4, batch=4),
     },
     "languages": {
         "BASE": replace(

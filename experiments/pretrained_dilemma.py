@@ -34,7 +34,8 @@ BASE = Trial(
     method=Method(layer=7),
     options=(("rmu.steering", 70.71),),
     train=Train(batch_size=4),
-    stop=Stop(utility_floor=0.0),
+    # looked at once, at the end: a look costs as much as ten steps
+    stop=Stop(utility_floor=0.0, check_every=40),
     measure=Measure(metrics="probability,key_probability"),
     explain=Explain(documents=8, wording="Focus on {words}."),
 )
