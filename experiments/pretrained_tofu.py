@@ -20,14 +20,15 @@ trains three matrices of blocks 5 to 7, NPO adapters on blocks 20 to 29.
 Departures from TOFU: forty retain questions of 3,960, five epochs at 1e-3, ten to twenty probes of
 each further set. forget01 is two authors, and the questions of one are no independent draws, so
 nothing here is said of other authors: intervals over documents are as wide as that makes them.
-`size=05` with ten authors is `--set data.options=size=05,paraphrased=true` and takes five times as
-long.
 
-`--preset quick`: RMU alone, half of the search, two of the controls. `make smollm2` brings the
-model; the data are `TOFU=DIRECTORY`, else the Hub's.
+`--preset quick`: RMU alone, half of the search, two of the controls. `--preset forget05`: RMU alone
+on the two hundred questions of forget05, ten authors, so that something can be said of others; two
+of them, ten, fifty and all, at a hundred steps, and the controls at fifty. `make smollm2` brings
+the model; the data are `TOFU=DIRECTORY`, else the Hub's.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial
@@ -70,6 +71,7 @@ SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 CURVE = METHODS | SEEDS | {"select.ratio": (0.05, 0.25, 1.0)}
 QUARTER = METHODS | SEEDS | {"select.ratio": (0.25,)}
 ALONE = {NAMES: (RMU,)}
+TEN_AUTHORS = {NAMES: ((*RMU[:-1], 100.0),)} | SEEDS
 CONTROLS = QUARTER | {"select.text": ("shuffled_answers", "random_text")}
 OTHER = QUARTER | {("select.text", "select.other_split"): (("other_documents", "real_authors"),)}
 AXES = (CURVE, CONTROLS, OTHER | ALONE)
@@ -84,5 +86,22 @@ PRESETS = {
     "quick": {
         "AXES": (CURVE | ALONE, CONTROLS | ALONE),
         "BUDGET": Budget(tuning="shared", trials=4, batch=2),
+    },
+    "forget05": {
+        "BASE": replace(
+            BASE,
+            data=replace(BASE.data, options="size=05,paraphrased=true"),
+            stop=replace(BASE.stop, check_every=100),
+            measure=replace(
+                BASE.measure,
+                limit_probes="forget=200,retain=20,untouched=20,paraphrased=40,10",
+            ),
+        ),
+        "AXES": (
+            TEN_AUTHORS | {"select.ratio": (0.01, 0.05, 0.25, 1.0)},
+            TEN_AUTHORS
+            | {"select.ratio": (0.25,), "select.text": ("shuffled_answers", "random_text")},
+        ),
+        "BUDGET": Budget(tuning="shared", trials=4, batch=4),
     },
 }
