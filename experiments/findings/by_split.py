@@ -5,12 +5,19 @@ training was shown, and what has nothing to do with it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from experiments.findings.verdicts import in_words
 from rayunlearn.analysis.hypothesis_tests import difference, paired_p
 from rayunlearn.analysis.intervals import bounds_of, mean_interval
-from rayunlearn.analysis.run_frames import objective_of, trials_with_roles, values_by_trial
+from rayunlearn.analysis.labels import format_mean
+from rayunlearn.analysis.run_frames import (
+    MetricValues,
+    objective_of,
+    trials_with_roles,
+    values_by_trial,
+)
 from rayunlearn.storage.run import Run
 
 SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
@@ -22,6 +29,17 @@ SPLIT_SCHEMA = {
     "ratio": pl.Float64,
     "split": pl.String,
     "seeds": pl.Int64,
+    "mean": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+}
+# arms whose texts are not those of the documents they stand for
+OF_OTHER_TEXTS = ("other_documents", "random_text", "random_words")
+COVERED_SCHEMA = {
+    "method": pl.String,
+    "arm": pl.String,
+    "ratio": pl.Float64,
+    "trials": pl.Int64,
     "mean": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -110,6 +128,91 @@ def compared(run: Run, pairs: Sequence[tuple[Place, Place]], split: str) -> pl.D
             | {"mean": gap.mean, "low": low, "high": high, "p": paired_p(gap)}
         )
     return pl.DataFrame(rows, schema=COMPARED_SCHEMA)
+
+
+def covered_table(run: Run) -> pl.DataFrame:
+    """A row per cell that trained on a part of the forget set: what is left of the documents it
+    trained on minus what is left of the others, with an interval over trials. At 0 forgetting
+    generalises over the set, whatever was covered.
+    """
+    values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    rows = []
+    for (role, method, arm, ratio), trials in cells_of(run).items():
+        gaps = [
+            gap for trial in trials for gap in _covered_gap(values, trial, documents_of(run, trial))
+        ]
+        if role == "grid" and arm not in OF_OTHER_TEXTS and gaps:
+            interval = mean_interval(np.array(gaps)[:, None])
+            cell = {"method": method, "arm": arm, "ratio": ratio, "trials": len(gaps)}
+            ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            rows.append(cell | ends)
+    return pl.DataFrame(rows, schema=COVERED_SCHEMA)
+
+
+def documents_of(run: Run, trial_id: str) -> list[str]:
+    """The forget documents that a trial trained on, in the order it took them."""
+    rows = run.coresets.filter(pl.col("trial_id") == trial_id, pl.col("role") == "forget")
+    return rows.sort("rank").collect()["doc_id"].to_list()
+
+
+def _covered_gap(values: MetricValues, trial: str, covered: Sequence[str]) -> list[float]:
+    """Mean of the covered documents minus mean of the others; none where either is empty."""
+    if trial not in values.row_of:
+        return []
+    is_covered = np.isin(values.documents, covered)
+    row = values.values[values.row_of[trial]]
+    if is_covered.all() or not is_covered.any():
+        return []
+    return [float(np.nanmean(row[is_covered]) - np.nanmean(row[~is_covered]))]
+
+
+def covered_sentences(run: Run) -> list[str]:
+    """Whether what a part of the forget set covers is forgotten more than the rest of it, and which
+    document alone does how much.
+    """
+    sentences = []
+    for row in covered_table(run).iter_rows(named=True):
+        verdict = (
+            "what is covered is forgotten more"
+            if row["high"] < 0
+            else "what is covered is forgotten less"
+            if row["low"] > 0
+            else "that it matters what is covered is not shown"
+        )
+        sentences.append(
+            f"{row['method']}, {row['arm'].replace('_', ' ')} {row['ratio']:.0%}: the documents"
+            f" trained on minus the others {in_words(row)}: {verdict}."
+        )
+    return [*sentences, *_single_document_sentences(run)]
+
+
+def _single_document_sentences(run: Run) -> list[str]:
+    """What each document leaves of the forget set that was a coreset by itself."""
+    values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
+    left: dict[str, list[tuple[float, str]]] = {}
+    for (role, method, arm, _), trials in cells_of(run).items():
+        for trial in trials:
+            covered = documents_of(run, trial)
+            if role == "grid" and arm == "random" and len(covered) == 1:
+                left.setdefault(method, []).append((_mean_left(values, [trial]), covered[0]))
+    base = [t for place, trials in cells_of(run).items() if place[0] == "base" for t in trials]
+    return [
+        f"{method}: one document alone leaves of all: "
+        + ", ".join(
+            f"{format_mean(mean)} (document {document[:6]}, of which base knows"
+            f" {format_mean(_mean_left(values, base, document))})"
+            for mean, document in sorted(documents)
+        )
+        + "."
+        for method, documents in left.items()
+    ]
+
+
+def _mean_left(values: MetricValues, trials: Sequence[str], document: str = "") -> float:
+    """Mean over the trials of what is left of all documents, or of one."""
+    rows = values.rows(trials)
+    chosen = [i for i, name in enumerate(values.documents) if document in ("", name)]
+    return float(np.nanmean(rows[:, chosen]))
 
 
 def arm_label(row: Mapping[str, Any]) -> str:

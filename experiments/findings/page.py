@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from experiments.findings.by_split import split_sentences, split_table
+from experiments.findings.by_split import covered_sentences, split_sentences, split_table
 from experiments.findings.figures import picture_of
 from experiments.findings.optimizers import (
     cell_headers,
@@ -135,7 +135,7 @@ def _answer_cell(finding: Finding, pages: Collection[str]) -> str:
 
 def finding_page(finding: Finding, folder: Path, pictures: Path | None = None) -> list[str]:
     """The page of one question, in lines."""
-    run = open_run(folder)
+    run = open_run(folder).in_memory()
     sentences, table = finding.verdict(run)
     return [
         f"# {finding.title}",
@@ -355,7 +355,11 @@ def split_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
         .map_elements(lambda row: format_interval(row, "mean"), return_dtype=pl.String)
         .alias("value")
     ).pivot(on="split", index=["role", "method", "arm", "ratio", "seeds"], values="value")
-    sentences = [*split_sentences(run), *baseline_sentences(baseline_table(run))]
+    sentences = [
+        *split_sentences(run),
+        *covered_sentences(run),
+        *baseline_sentences(baseline_table(run)),
+    ]
     return sentences, _table(wide)
 
 

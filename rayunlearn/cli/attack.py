@@ -238,7 +238,7 @@ def run_attacks(
     from rayunlearn.cluster.sweep import attack_run
     from rayunlearn.planning.backend import unlearning_backend
     from rayunlearn.reporting.console import print_attack_matrices
-    from rayunlearn.reporting.html import write_report
+    from rayunlearn.reporting.html import write_page
     from rayunlearn.reporting.sentences import failed_attack_lines
     from rayunlearn.storage.run import open_run
     from rayunlearn.trial.load import cache_of
@@ -251,9 +251,10 @@ def run_attacks(
         options=sweep_options(chosen),
         console=console,
     )
-    opened = open_run(folder)
+    opened = open_run(folder).in_memory()
     print_attack_matrices(opened, console, metric=metric)
-    for line in (*failed_attack_lines(opened), f"report: {named_trials(write_report(folder))}"):
+    page = write_page(opened, folder / "report.html")
+    for line in (*failed_attack_lines(opened), f"report: {named_trials(page)}"):
         console.print(line, highlight=False, soft_wrap=True)
     return print_conclusion(result, chosen.words, console)
 

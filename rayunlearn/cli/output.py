@@ -129,7 +129,7 @@ def what_now(folder: Path) -> list[str]:
     from rayunlearn.analysis.labels import format_mean, format_percent
     from rayunlearn.storage.run import open_run
 
-    run = open_run(folder)
+    run = open_run(folder).in_memory()
     goal, table = objective_of(run.experiment), coreset_table(run)
     base = table.filter(pl.col("role") == "base")["utility"].min()
     floor = goal.utility_floor * base if isinstance(base, float) else 0.0
@@ -182,7 +182,7 @@ def print_table(folder: Path, console: "Console", file: Path | None = None) -> N
     )
     from rayunlearn.storage.run import open_run
 
-    opened = open_run(folder)
+    opened = open_run(folder).in_memory()
     page = _report_of(opened, file or folder / "report.html")
     table = coreset_table(opened)
     print_coreset_table(table, console, experiment=opened.experiment)
@@ -204,9 +204,9 @@ def _report_of(run: "Run", page: Path) -> Path:
     if is_drawn_from(page, page_source(run)):
         return page
     # loads what draws
-    from rayunlearn.reporting.html import write_report
+    from rayunlearn.reporting.html import write_page
 
-    return write_report(run.path, page)
+    return write_page(run, page)
 
 
 def named_trials(page: Path) -> str:

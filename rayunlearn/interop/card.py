@@ -75,7 +75,7 @@ def write_card(run: Path, output: Path) -> Path:
     `output` that exists and for a run in which no trial of the plan has ended.
     """
     require(not output.exists(), "--output must be a folder that does not exist yet", str(output))
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     require(planned_trials(opened).height > 0, "a card needs a run with ended trials", str(run))
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -242,7 +242,7 @@ def heat_text(line: HeatMapLine) -> Text:
 
 def summary_lines(run: Run | Path) -> list[str]:
     """Done, failed and why, documents rejected: a line each."""
-    return status_lines(run if isinstance(run, Run) else open_run(run))
+    return status_lines(run if isinstance(run, Run) else open_run(run).in_memory())
 
 
 def print_texts(run: Path, trial_id: str, n_documents: int, console: Console) -> None:
@@ -252,7 +252,7 @@ def print_texts(run: Path, trial_id: str, n_documents: int, console: Console) ->
 
     Raises UserError as `print_trial` does, and where the run has no texts of the trial.
     """
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     full_id = chosen_trial(opened, trial_id)
     shown = comparisons_of(opened, full_id, full_id, n_forget=n_documents, n_other=n_documents)
     rule = (
@@ -296,7 +296,7 @@ def print_trials(run: Path, console: Console) -> None:
     """Print the trials of a run, a line each in the order of the plan, under ids that are as short
     as they can be; the best one is marked.
     """
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     table = trial_table(opened).unique(["trial_id", "role"], keep="first", maintain_order=True)
     names = short_ids(opened.trials.select("trial_id").collect()["trial_id"].to_list())
     best_ids = best_trials(opened, trial_table(opened))["trial_id"].to_list()[:1]
@@ -376,7 +376,7 @@ def print_trial(run: Path, trial_id: str, console: Console) -> None:
 
     Raises UserError for an id that no trial has (with the nearest) or that several begin with.
     """
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     full_id = chosen_trial(opened, trial_id)
     row = opened.trials.filter(pl.col("trial_id") == full_id).collect().row(0, named=True)
     documented = column_names("trials")

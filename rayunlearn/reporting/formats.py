@@ -59,7 +59,7 @@ def write_as(run: Path, form: str, file: Path | None = None) -> Path:
     path = report_file(run, form) if file is None else file
     if form == "html":
         return write_report(run, path)
-    write_bytes(path, FORMATS[form](open_run(run)))
+    write_bytes(path, FORMATS[form](open_run(run).in_memory()))
     return path
 
 

@@ -78,9 +78,13 @@ def write_report(run: Path, file: Path | None = None) -> Path:
         >>> write_report(Path("runs/selectors/1")).as_posix()
         'runs/selectors/1/report.html'
     """
-    opened, path = open_run(run), file or Path(run) / "report.html"
-    write_bytes(path, stamped(page(opened).encode("utf-8"), page_source(opened)))
-    return path
+    return write_page(open_run(run).in_memory(), file or Path(run) / "report.html")
+
+
+def write_page(run: Run, file: Path) -> Path:
+    """The report of an opened run as `file`, with a stamp of what it was drawn from."""
+    write_bytes(file, stamped(page(run).encode("utf-8"), page_source(run)))
+    return file
 
 
 def page(run: Run) -> str:

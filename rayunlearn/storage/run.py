@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,8 @@ from rayunlearn.storage.sync import (
 LOOKS = 20
 
 
+# of the Parquet files of one table, which take some ten times as much when they are read
+IN_MEMORY_BYTES = 32 * 2**20
 TABLE_FILES = tuple(f"tables/{table}.parquet" for table in PER_TRIAL)
 
 
@@ -133,6 +135,26 @@ class Run:
     quarantine: pl.LazyFrame
     scores: pl.LazyFrame
     experiment: dict[str, Any]
+
+    def in_memory(self) -> "Run":
+        """The same run, its small tables read now and once. A report asks them hundreds of times,
+        and would else open the files of every trial as often.
+
+        Returns:
+            Lazy frames again: over what was read for tables whose files take at most
+            `IN_MEMORY_BYTES`, over the files for larger ones.
+
+        Example:
+            >>> run = open_run("docs/notebooks/runs/coreset").in_memory()
+            >>> run.trials.collect().height
+            32
+        """
+        small = {
+            table: getattr(self, table).collect().lazy()
+            for table in (*PER_TRIAL, *RUN_TABLES)
+            if _table_bytes(self.path, table) <= IN_MEMORY_BYTES
+        }
+        return replace(self, **small)
 
     def __repr__(self) -> str:
         ended = self.trials.select(pl.len()).collect().item()
@@ -380,6 +402,12 @@ def open_run(run: Path | str) -> Run:
     frames = {table: _scan_per_trial(path, table, folders) for table in PER_TRIAL}
     frames |= {table: scan_file(path / f"{table}.parquet", table) for table in RUN_TABLES}
     return Run(path=path, experiment=read_experiment(path), **frames)
+
+
+def _table_bytes(run: Path, table: str) -> int:
+    """Bytes of all files of a table."""
+    places = (f"trials/*/{table}.parquet", f"tables/{table}.parquet", f"{table}.parquet")
+    return sum(file.stat().st_size for place in places for file in run.glob(place))
 
 
 def require_run(path: Path) -> None:

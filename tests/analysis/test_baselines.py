@@ -62,7 +62,7 @@ def made_run(
     )
     write_run_table(folder, "plan", plan)
     write_experiment(folder, EXPERIMENT | {"search": {}})
-    return open_run(folder)
+    return open_run(folder).in_memory()
 
 
 def written(
@@ -293,7 +293,7 @@ def test_one_document_makes_no_error_of_the_page_and_no_interval_of_one_seed(
         plan.append(written(tmp_path, with_values(Trial(), values), alone, "grid"))
     write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, EXPERIMENT | {"search": {}})
-    run = open_run(tmp_path)
+    run = open_run(tmp_path).in_memory()
     row = baseline_table(run).row(0, named=True)
     assert (row["low"] is None) == (row["high"] is None) == (row["stderr"] is None) == (seeds == 1)
     assert (row["p"] == 1.0 and row["verdict"] == "not shown") or seeds > 1

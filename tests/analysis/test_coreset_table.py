@@ -26,7 +26,7 @@ SCHEMA = {"f": pl.Float64, "u": pl.Float64}
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     return coreset_table.coreset_table(
-        open_run(synthetic.write_run(tmp_path_factory.mktemp("run")))
+        open_run(synthetic.write_run(tmp_path_factory.mktemp("run"))).in_memory()
     )
 
 
@@ -279,7 +279,7 @@ def test_a_ruined_cell_is_marked_and_comes_after_one_that_equals_gold(ruined: Pa
     """The noise of the documents is cut off at 0, where the ruined one lies: mean .05 / sqrt(2 pi),
     .02, so it is .28 from gold; the other is .02 away, and its interval holds 0.
     """
-    run = open_run(ruined)
+    run = open_run(ruined).in_memory()
     grid = coreset_table.coreset_table(run).filter(pl.col("role") == "grid").sort("objective")
     assert grid["method.forget"].to_list() == ["simnpo", "npo"]
     assert grid["over_forgotten"].to_list() == [False, True]
@@ -296,7 +296,7 @@ def test_a_ruined_cell_is_marked_and_comes_after_one_that_equals_gold(ruined: Pa
 
 
 def test_best_is_the_trial_nearest_to_gold_and_pareto_leaves_the_ruined_out(ruined: Path) -> None:
-    run = open_run(ruined)
+    run = open_run(ruined).in_memory()
     methods = dict(trial_table(run).select("trial_id", "method.forget").iter_rows())
     assert {methods[t] for t in attack_targets(run, "pareto")} == {"simnpo"}
     best = [methods[t] for t in attack_targets(run, "best")]
@@ -308,7 +308,7 @@ def test_an_objective_without_target_orders_by_what_is_left_and_marks_all_the_sa
     ruined: Path,
 ) -> None:
     write_experiment(ruined, synthetic.EXPERIMENT)
-    run = open_run(ruined)
+    run = open_run(ruined).in_memory()
     grid = coreset_table.coreset_table(run).filter(pl.col("role") == "grid").sort("objective")
     assert grid["method.forget"].to_list() == ["npo", "simnpo"]
     assert grid["over_forgotten"].to_list() == [True, False]

@@ -61,7 +61,7 @@ def made_run(folder: Path, *, stage: str = "unlearned", calibrated: bool = True)
     write_experiment(
         folder, EXPERIMENT | {"search": {}, "objective": EXPERIMENT["objective"] | {"stage": stage}}
     )
-    return open_run(folder)
+    return open_run(folder).in_memory()
 
 
 def test_ranks_of_cells_that_lie_far_apart_are_certain_and_equal_ones_share_the_first_place() -> (

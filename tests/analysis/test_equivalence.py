@@ -184,7 +184,7 @@ def test_a_run_s_cells_hold_its_trials_values(tmp_path: Path) -> None:
     """Two methods, two selectors, three ratios under one and the full set that the selectors share;
     three seeds each.
     """
-    run = open_run(synthetic.write_run(tmp_path))
+    run = open_run(synthetic.write_run(tmp_path)).in_memory()
     cells, base = coreset_cells(run)
     assert len(cells) == 2 * (1 + 2 * 3)
     full = next(c for c in cells if c.method == "rmu + nll" and c.ratio == 1)
@@ -203,7 +203,7 @@ def test_the_frontier_of_a_run_answers_per_method_and_selector(tmp_path: Path) -
     and 5% does not (0.45).
     """
     table = frontier_of_run(
-        open_run(synthetic.write_run(tmp_path)), EquivalenceCriterion(margin=0.1)
+        open_run(synthetic.write_run(tmp_path)).in_memory(), EquivalenceCriterion(margin=0.1)
     )
     assert table.height == 4
     row = table.filter(pl.col("method") == "rmu + nll", pl.col("selector") == "random").row(

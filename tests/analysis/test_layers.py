@@ -67,7 +67,7 @@ def test_a_cell_has_the_means_of_its_seeds_block_by_block(run: Path) -> None:
 
 
 def test_the_report_draws_blocks_and_gradients_where_there_are_some(run: Path) -> None:
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     maps, curves = layer_maps(opened), gradient_curves(opened)
     assert maps is not None and curves is not None
     first = maps.data[0]
@@ -82,6 +82,6 @@ def test_a_run_without_diagnostics_has_no_such_figures(tmp_path: Path) -> None:
     trial = add_trial(tmp_path, {"stage": "base"}, {"forget": 0.5, "retain": 0.9})
     write_run_table(tmp_path, "plan", [plan_row(trial, "base", "{}")])
     write_experiment(tmp_path, EXPERIMENT)
-    opened = open_run(tmp_path)
+    opened = open_run(tmp_path).in_memory()
     assert layer_table(opened).is_empty()
     assert layer_maps(opened) is None and gradient_curves(opened) is None

@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
     rows = [synthetic.plan_row(base, "base", "{}"), synthetic.plan_row(other, "grid", "{}")]
     write_run_table(tmp_path, "plan", rows)
     write_experiment(tmp_path, synthetic.EXPERIMENT)
-    return open_run(tmp_path)
+    return open_run(tmp_path).in_memory()
 
 
 def test_each_cell_has_the_mean_of_each_further_set(run: Run) -> None:
@@ -63,7 +63,7 @@ def test_terminal_and_report_show_the_sets_and_nothing_without_them(
     assert "near" in written.getvalue() and "npo + nll" in written.getvalue()
     page = write_report(run.path, None).read_text()
     assert "Further probe sets" in page
-    plain = open_run(synthetic.write_run(tmp_path_factory.mktemp("plain")))
+    plain = open_run(synthetic.write_run(tmp_path_factory.mktemp("plain"))).in_memory()
     assert probe_set_table(plain).is_empty()
     nothing = StringIO()
     print_probe_sets(plain, Console(file=nothing))

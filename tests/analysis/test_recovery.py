@@ -314,7 +314,7 @@ def test_more_trials_than_attacks_stand_down_the_page_and_the_heat_map_is_drawn(
         add(run, f"again{at}", "unlearned", "relearning", (0.4, 0.6, 0.4, 0.6))
         rows.append(placed(f"again{at}", f"other{at}", "attack", RELEARNING))
     write_run_table(run, "attacks", rows)
-    opened = open_run(run)
+    opened = open_run(run).in_memory()
     matrix = attack_tables(opened)[0]
     assert matrix.headers == (
         "trial",

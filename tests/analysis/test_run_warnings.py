@@ -49,7 +49,7 @@ def run_of(
             rows.append(synthetic.plan_row(trial, role, "{}"))
     write_run_table(folder, "plan", rows)
     write_experiment(folder, synthetic.EXPERIMENT)
-    return open_run(folder)
+    return open_run(folder).in_memory()
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_a_warning_is_on_the_page_in_the_terminal_and_in_every_form(tmp_path: Pa
     assert out.getvalue().count("warning: ") == 2
     assert as_json(run)["warnings"] == [little, control]
     assert "Read the numbers with care" in markdown(run)
-    sound = open_run(synthetic.write_run(tmp_path / "sound"))
+    sound = open_run(synthetic.write_run(tmp_path / "sound")).in_memory()
     assert 'class="banner"' not in page(sound)

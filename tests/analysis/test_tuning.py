@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             plan.append(synthetic.plan_row(trial, "grid", "{}"))
     write_run_table(folder, "plan", plan)
     write_experiment(folder, synthetic.EXPERIMENT | {"search": SEARCH})
-    return open_run(folder)
+    return open_run(folder).in_memory()
 
 
 def test_the_table_has_the_value_of_the_grid_its_range_and_what_it_did(run: Run) -> None:
@@ -100,6 +100,6 @@ def test_a_run_without_a_search_has_no_such_table(tmp_path: Path) -> None:
     trial = synthetic.add_trial(tmp_path, {}, {"forget": 0.5, "retain": 0.9})
     write_run_table(tmp_path, "plan", [synthetic.plan_row(trial, "grid", "{}")])
     write_experiment(tmp_path, synthetic.EXPERIMENT | {"search": {}})
-    opened = open_run(tmp_path)
+    opened = open_run(tmp_path).in_memory()
     assert tuned_table(opened).is_empty()
     assert coreset_table(opened)["tuned"].to_list() == [""]

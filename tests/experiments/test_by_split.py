@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.findings.by_split import cells_of, compared, split_sentences, split_table
+from experiments.findings.by_split import (
+    cells_of,
+    compared,
+    covered_sentences,
+    covered_table,
+    split_sentences,
+    split_table,
+)
 from experiments.findings.page import split_findings
 from rayunlearn.analysis.run_frames import objective_of
 from rayunlearn.config import Trial, Value, digest, flatten, with_values
@@ -93,6 +100,67 @@ def test_sentences_say_which_part_does_what_all_documents_do_and_what_falls_besi
     assert "random 5% minus all documents +0.300" in one and one.endswith("more is left.")
     assert "forget -0.700 [" in beside and "near -0.400 [" in beside
     assert "untouched +0.000 [" in beside and "far +0.000 [" in beside
+
+
+@pytest.fixture
+def covering_run(tmp_path: Path) -> Run:
+    """Coresets of two documents lose 0.3 more of those, one of one document nothing more; random
+    text in their place is no coverage.
+    """
+    plan = []
+    for seed in (0, 1, 2):
+        values: dict[str, Value] = {"select.seed": seed, "train.seed": seed}
+        covered = {f"forget{seed}", f"forget{seed + 1}"}
+        trial = with_values(Trial(), values | {"select.ratio": 0.4})
+        plan.append(covering_trial(tmp_path, trial, covered, 0.3 + 0.01 * (seed - 1)))
+        text = with_values(trial, {"select.text": "random_text"})
+        plan.append(covering_trial(tmp_path, text, covered, 0.3))
+        one = with_values(trial, {"select.ratio": 0.2})
+        plan.append(covering_trial(tmp_path, one, {f"forget{seed}"}, 0.0))
+    base = with_values(Trial(), {"stage": "base"})
+    plan.append(covering_trial(tmp_path, base, set(), 0.0, "base"))
+    write_run_table(tmp_path, "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}})
+    return open_run(tmp_path)
+
+
+def covering_trial(
+    folder: Path, trial: Trial, covered: set[str], gap: float, role: str = "grid"
+) -> dict[str, object]:
+    identity = digest(flatten(trial))
+    common = {"stage": trial.stage, "attack": "none", "metric": "probability", "split": "forget"}
+    examples = [
+        common | {"doc_id": name, "value": 0.5 + spread - gap * (name in covered)}
+        for name, spread in ((f"forget{n}", spread) for n, spread in enumerate(SPREAD))
+    ]
+    coresets = [
+        {"doc_id": name, "role": "forget", "rank": rank, "score": 0.0}
+        for rank, name in enumerate(sorted(covered))
+    ]
+    trials = [{"status": "complete", "n_forget": 5, "n_kept": len(covered)}]
+    rows = {"trials": trials, "examples": examples, "coresets": coresets}
+    write_trial(folder, identity, rows, flatten(trial))
+    return plan_row(identity, role, "{}")
+
+
+def test_what_is_covered_is_held_against_what_is_not(covering_run: Run) -> None:
+    two, one = covered_table(covering_run).to_dicts()
+    # the spread of the documents: pairs (0,1), (1,2), (2,3) minus the other three
+    spreads = [-0.03 - 0.02, -0.01 - 0.02 / 3, 0.01 + 0.02 / 3]
+    planted = sum(s - 0.3 - 0.01 * (n - 1) for n, s in enumerate(spreads)) / 3
+    assert (two["arm"], two["ratio"], two["trials"]) == ("random", 0.4, 3)
+    assert two["mean"] == pytest.approx(planted) and two["high"] < 0
+    assert one["ratio"] == 0.2 and one["low"] < 0 < one["high"]
+
+
+def test_a_document_that_is_a_coreset_by_itself_is_named_with_what_it_leaves(
+    covering_run: Run,
+) -> None:
+    of_two, of_one, alone = covered_sentences(covering_run)
+    assert "random 40%" in of_two and of_two.endswith("what is covered is forgotten more.")
+    assert "random 20%" in of_one and of_one.endswith("is not shown.")
+    assert alone.startswith("npo + nll: one document alone leaves of all: 0.50 (document forget")
+    assert "of which base knows 0.46" in alone and "0.48" in alone
 
 
 def test_the_page_has_a_column_for_each_split(run: Run) -> None:

@@ -46,7 +46,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return open_run(synthetic.write_run(tmp_path_factory.mktemp("run")))
+    return open_run(synthetic.write_run(tmp_path_factory.mktemp("run"))).in_memory()
 
 
 def test_the_first_page_answers_its_questions_with_numbers_of_the_table(run: Run) -> None:
@@ -106,7 +106,7 @@ def test_what_was_tested_is_not_listed_as_untested(tmp_path: Path) -> None:
     }
     unused = npo | {"name": "rmu"}
     write_experiment(tmp_path, synthetic.EXPERIMENT | {"names": [npo, unused]})
-    opened = open_run(tmp_path)
+    opened = open_run(tmp_path).in_memory()
     table = coreset_table(opened)
     untested = summary_block(opened, table, "untested")
     assert not any("no training was shown" in sentence for sentence in untested.sentences)
@@ -118,7 +118,7 @@ def test_what_was_tested_is_not_listed_as_untested(tmp_path: Path) -> None:
 
 def test_a_run_that_has_only_begun_has_a_first_page(tmp_path: Path) -> None:
     write_run_table(tmp_path, "plan", [synthetic.plan_row("a", "grid", "{}")])
-    opened = open_run(tmp_path)
+    opened = open_run(tmp_path).in_memory()
     said = [section.sentences[0] for section in run_summary(opened, coreset_table(opened))]
     assert said[:3] == [
         "Nothing has been measured yet.",

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return open_run(synthetic.write_run(tmp_path_factory.mktemp("run")))
+    return open_run(synthetic.write_run(tmp_path_factory.mktemp("run"))).in_memory()
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_several_corpora_get_a_panel_each(tmp_path: Path) -> None:
             )
     write_run_table(tmp_path, "plan", plan)
     write_experiment(tmp_path, synthetic.EXPERIMENT)
-    run = open_run(tmp_path)
+    run = open_run(tmp_path).in_memory()
     titles = [
         note.text
         for note in plots.coreset_curve(coreset_table(run), run.experiment).layout.annotations

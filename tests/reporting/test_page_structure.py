@@ -63,7 +63,7 @@ class Structure(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return page(open_run(synthetic.write_run(tmp_path_factory.mktemp("run"))))
+    return page(open_run(synthetic.write_run(tmp_path_factory.mktemp("run"))).in_memory())
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def test_a_model_without_a_base_that_was_asked_the_same_stands_alone(tmp_path: P
 def test_the_page_shows_what_changed_and_runs_nothing_of_it(tmp_path: Path) -> None:
     """Of four documents forget2 is answered as before."""
     write_texts(tmp_path)
-    run = open_run(tmp_path)
+    run = open_run(tmp_path).in_memory()
     html = page(run)
     assert "What the models wrote" in html and "&lt;script&gt;alert(" in html
     assert MARKUP not in html and "Ask &lt;forget1&gt;?" in html

@@ -23,6 +23,7 @@ from rayunlearn.storage import retry as retry_module
 from rayunlearn.storage import run as run_module
 from rayunlearn.storage.artifact_cache import MANIFEST
 from rayunlearn.storage.run_manifest import manifest_text, read_contents, trial_owner
+from tests import synthetic
 from tests.manifests import as_written
 
 
@@ -433,6 +434,26 @@ def test_five_hundred_trial_folders_open_as_one_table(tmp_path: Path) -> None:
     for number in range(501):
         put(tmp_path, f"t{number}")
     assert run_module.open_run(tmp_path).trials.select(pl.len()).collect().item() == 501
+
+
+def test_small_tables_are_read_once_and_large_ones_stay_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic.write_run(tmp_path)
+    opened = run_module.open_run(tmp_path)
+    examples, evals = opened.examples.collect(), opened.evals.collect()
+    sizes = {
+        name: sum(file.stat().st_size for file in tmp_path.glob(f"trials/*/{name}.parquet"))
+        for name in ("trials", "examples")
+    }
+    assert sizes["examples"] < sizes["trials"]
+    monkeypatch.setattr(run_module, "IN_MEMORY_BYTES", sizes["trials"] - 1)
+    held = opened.in_memory()
+    assert held.path == tmp_path and held.experiment == opened.experiment
+    shutil.rmtree(tmp_path / "trials")
+    assert held.examples.collect().equals(examples) and held.evals.collect().equals(evals)
+    with pytest.raises((FileNotFoundError, pl.exceptions.ComputeError)):
+        held.trials.collect()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o775), (0o027, 0o750), (0o077, 0o700)])
