@@ -8,12 +8,13 @@ length, other passages of the same book that base was not trained on (`near`), a
 loss alone.
 
 Hypothesis: no part of the passages does what all of them do, because each is remembered by itself.
-Refuted for a method if what a quarter leaves is equivalent to what all leave, with `untouched`
-kept; if the controls forget as much, it is not memory of the book that unlearns.
+Refuted for a method if what a quarter leaves is equivalent to what all leave, with the
+retain passages kept; if the controls forget as much, it is not memory of the book that unlearns.
 
-The search is for what lies nearest gold, of what keeps 0.9 of base's probability on `untouched`:
-passages of a book that no training was shown. RMU trains three matrices of blocks 5 to 7, NPO
-adapters on blocks 20 to 29.
+The search is for what lies nearest gold, of what keeps 0.9 of base's probability on the retain
+passages. `untouched` stands beside it: passages of a book that no training was shown, of which base
+knows next to nothing, so that they cannot be the floor (tried, LOG.md). RMU trains three matrices
+of blocks 5 to 7, NPO adapters on blocks 20 to 29.
 
 Departures from MUSE: forty passages of 48 words in place of a book, verbatim memory alone (the
 texts bring no questions about their content). The passages are written by
@@ -77,9 +78,7 @@ SEARCH = {
     "method.retain_weight": Range(1.0, 8.0, log=True),
 }
 BUDGET = Budget(tuning="shared", trials=8, batch=4)
-OBJECTIVE = Objective(
-    forgetting="probability", utility="probability", utility_split="untouched", utility_floor=0.9
-)
+OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_floor=0.9)
 ALONE = {NAMES: (RMU,)}
 PRESETS = {
     "quick": {

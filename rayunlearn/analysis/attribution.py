@@ -314,9 +314,9 @@ def goes_by_key(run: Run) -> bool:
 
 def _right_answers(run: Run) -> Values:
     """(attack, split) -> (trial, document) -> 1 where the answer is right, 0 where it is wrong."""
-    metric, least = (KEY_METRIC, KEY_IS_RIGHT) if goes_by_key(run) else (RIGHT_METRIC, ALL_RIGHT)
+    metric, bound = (KEY_METRIC, KEY_IS_RIGHT) if goes_by_key(run) else (RIGHT_METRIC, ALL_RIGHT)
     return {
-        attack_and_split: {key: float(value >= least) for key, value in values.items()}
+        attack_and_split: {key: float(value >= bound) for key, value in values.items()}
         for attack_and_split, values in _values(run, (metric,), by="attack").items()
     }
 

@@ -25,8 +25,8 @@ def further_sets(run: Run) -> list[str]:
     in alphabetical order.
     """
     names = examples_without_attacks(run).select("split").unique().collect()["split"]
-    shown = (*KNOWN_SPLITS, objective_of(run.experiment).utility_split)
-    return sorted(name for name in names if name not in shown)
+    in_tables = (*KNOWN_SPLITS, objective_of(run.experiment).utility_split)
+    return sorted(name for name in names if name not in in_tables)
 
 
 def probe_set_table(run: Run) -> pl.DataFrame:

@@ -1,9 +1,9 @@
 """What makes a run's numbers mean little: an unknown or ignorant base, an unknown or knowing gold,
-no control.
+a utility that base does not have, no control.
 
 "How much was unlearned" is a way from base to gold. Where base knows nothing there is nothing to
-unlearn, where gold knows as much as base there is no way to go, and without a control nobody can
-say what the forget loss did.
+unlearn, where gold knows as much as base there is no way to go, where base knows nothing of what is
+to be kept a floor keeps nothing, and without a control nobody can say what the forget loss did.
 """
 
 from collections.abc import Mapping
@@ -35,10 +35,15 @@ LITTLE_KNOWN = 0.25
 # cells count as equal (`equivalence.DEFAULT_MARGIN`), as a share of the metric's range.
 SMALL_GAP = 0.1
 
+# Share of the utility metric's range under which base is said to know little of what is to be kept.
+# Our choice, lower than that of the forget set: nine tenths of a fifth are still something to lose.
+LITTLE_TO_KEEP = 0.05
+
 BASE_UNMEASURED = "base not measured"
 BASE_KNOWS_LITTLE = "base knows little"
 GOLD_UNMEASURED = "gold not measured"
 GOLD_KNOWS = "gold as good as base"
+NOTHING_TO_KEEP = "nothing to keep"
 NO_CONTROL = "no control"
 
 
@@ -48,7 +53,7 @@ class RunWarning:
 
     `context`: the data and model settings that vary between datasets of the run; `base`, `gold`,
     `chance`: means of the forgetting metric; `gap`: how much more base knows than gold, over the
-    same documents;
+    same documents; `utility`: of base, of `NOTHING_TO_KEEP`;
     `retain_losses`: of `NO_CONTROL`, those that were never run alone.
     """
 
@@ -58,6 +63,7 @@ class RunWarning:
     gold: float | None = None
     chance: float | None = None
     gap: Interval | None = None
+    utility: float | None = None
     retain_losses: tuple[str, ...] = ()
 
 
@@ -68,8 +74,9 @@ def run_warnings(run: Run, table: pl.DataFrame) -> tuple[RunWarning, ...]:
     Base knows little where its mean is less than `LITTLE_KNOWN` of the range above chance (not
     asked of a metric without both ends, or where lower is better). Gold is
     as good as base where the 95% interval of base minus gold, documents paired, is not all above 0,
-    or the gap is under `SMALL_GAP` of the range. Both bounds are our choice. A control is missed
-    for every retain loss that stood beside a forget loss and was not run alone.
+    or the gap is under `SMALL_GAP` of the range. There is nothing to keep where base's utility is
+    under `LITTLE_TO_KEEP` of its range. The bounds are our choice. A control is missed for every
+    retain loss that stood beside a forget loss and was not run alone.
 
     Args:
         run: an opened run (`storage.run.open_run`).
@@ -98,7 +105,24 @@ def run_warnings(run: Run, table: pl.DataFrame) -> tuple[RunWarning, ...]:
         for context in contexts
         if (names := _uncontrolled(table, context))
     ]
-    return (*(warning for warning in anchors if warning is not None), *controls)
+    utilities = [_utility_warning(run, table, context) for context in contexts]
+    warnings = (*anchors, *utilities)
+    return (*(warning for warning in warnings if warning is not None), *controls)
+
+
+def _utility_warning(
+    run: Run, table: pl.DataFrame, context: Mapping[str, Any]
+) -> RunWarning | None:
+    """Of one dataset and model: whether base knows so little of what is to be kept that a floor
+    keeps nothing.
+    """
+    bounds = bounds_of(run.experiment, objective_of(run.experiment).utility)
+    utility = _mean_of(table, "base", context, "utility")
+    if bounds is None or utility is None:
+        return None
+    is_little = utility - bounds[0] < LITTLE_TO_KEEP * (bounds[1] - bounds[0])
+    rule = NOTHING_TO_KEEP
+    return RunWarning(rule=rule, context=context, utility=utility) if is_little else None
 
 
 def _anchor_warning(
@@ -140,8 +164,10 @@ def _matches(context: Mapping[str, Any]) -> list[pl.Expr]:
     return [pl.col(name).eq_missing(pl.lit(value)) for name, value in context.items()]
 
 
-def _mean_of(table: pl.DataFrame, role: str, context: Mapping[str, Any]) -> float | None:
-    values = table.filter(pl.col("role") == role, *_matches(context))["forgetting"].drop_nulls()
+def _mean_of(
+    table: pl.DataFrame, role: str, context: Mapping[str, Any], column: str = "forgetting"
+) -> float | None:
+    values = table.filter(pl.col("role") == role, *_matches(context))[column].drop_nulls()
     return float(values[0]) if len(values) else None
 
 

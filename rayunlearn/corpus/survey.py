@@ -111,8 +111,8 @@ def survey_corpus(
         engine,
         report,
     )
-    found = _noted(folder / "survey.json", partial(_whole_corpus, folder, n))
-    return Survey(source=source, folder=folder, with_copies=tuple(with_copies), **found)
+    content = _noted(folder / "survey.json", partial(_whole_corpus, folder, n))
+    return Survey(source=source, folder=folder, with_copies=tuple(with_copies), **content)
 
 
 def _noted(note: Path, make: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:

@@ -328,4 +328,4 @@ def split_rows(
             others[split] += 1
     listed = ", ".join(f"{split} ({count})" for split, count in others.most_common(MAX_SPLITS))
     note = f"{rows[0].source if rows else ''}: rows of splits that are not used: {listed}"
-    return {name: tuple(found) for name, found in splits.items()}, (note,) if others else ()
+    return {name: tuple(documents) for name, documents in splits.items()}, (note,) if others else ()

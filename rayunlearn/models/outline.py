@@ -30,7 +30,7 @@ def meta_model(model: Model) -> PreTrainedModel:
         folder = resolve_model(model.name)
         config = model_config(folder)
         try:
-            made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+            outline: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
                 config, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -38,7 +38,7 @@ def meta_model(model: Model) -> PreTrainedModel:
                 f"{folder / 'config.json'} describes no model that transformers can build:"
                 f" {type(problem).__name__}: {problem}"
             ) from problem
-        return made.float()
+        return outline.float()
 
 
 @lru_cache(maxsize=16)

@@ -254,13 +254,15 @@ def print_texts(run: Path, trial_id: str, n_documents: int, console: Console) ->
     """
     opened = open_run(run).in_memory()
     full_id = chosen_trial(opened, trial_id)
-    shown = comparisons_of(opened, full_id, full_id, n_forget=n_documents, n_other=n_documents)
+    comparisons = comparisons_of(
+        opened, full_id, full_id, n_forget=n_documents, n_other=n_documents
+    )
     rule = (
         "--texts needs a metric of texts in measure.metrics (rouge_l_recall, ...) and"
         " measure.keep_texts above 0; texts of this trial"
     )
-    require(bool(shown), rule, len(shown))
-    for comparison in shown:
+    require(bool(comparisons), rule, len(comparisons))
+    for comparison in comparisons:
         console.print(Text(f"{comparison.title} {comparison.doc_id}", style="bold"))
         for name, text in (("prompt", comparison.prompt), ("reference", comparison.reference)):
             _print_text(console, name, text)

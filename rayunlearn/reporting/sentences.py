@@ -31,9 +31,11 @@ from rayunlearn.analysis.run_warnings import (
     BASE_UNMEASURED,
     GOLD_KNOWS,
     GOLD_UNMEASURED,
+    NOTHING_TO_KEEP,
     RunWarning,
     run_warnings,
 )
+from rayunlearn.config import Objective
 from rayunlearn.errors import rejections_in_words
 from rayunlearn.schema import STATUSES, TIMED_OUT
 from rayunlearn.storage.run import Run
@@ -169,41 +171,55 @@ def warning_sentences(run: Run, table: pl.DataFrame) -> list[str]:
         >>> warning_sentences(run, coreset_table(run))
         []
     """
-    metric = objective_of(run.experiment).forgetting
-    return [_warning_sentence(warning, metric) for warning in run_warnings(run, table)]
+    goal = objective_of(run.experiment)
+    return [_warning_sentence(warning, goal) for warning in run_warnings(run, table)]
 
 
-def _warning_sentence(warning: RunWarning, metric: str) -> str:
+def _warning_sentence(warning: RunWarning, goal: Objective) -> str:
     """What is wrong, on which numbers, and what cannot be said for it."""
     context = format_cell(warning.context, list(warning.context))
     where = f" ({context})" if context else ""
-    base = f"{metric} {format_mean(warning.base)}"
-    if warning.rule == BASE_UNMEASURED:
-        return f"Base was not measured{where}: nobody knows what there was to forget."
-    if warning.rule == BASE_KNOWS_LITTLE:
-        chance = "" if warning.chance is None else f", chance {format_mean(warning.chance)}"
+    if warning.rule in (BASE_UNMEASURED, BASE_KNOWS_LITTLE):
+        return _base_sentence(warning, goal, where)
+    if warning.rule in (GOLD_UNMEASURED, GOLD_KNOWS):
+        return _gold_sentence(warning, where)
+    if warning.rule == NOTHING_TO_KEEP:
         return (
-            f"Base hardly knows the forget set{where}, {base}{chance}: there is little to forget,"
-            " and fractions of it mean little. Train it on the data first (`model.teach`), or ask"
-            " what it knows."
-        )
-    if warning.rule == GOLD_UNMEASURED:
-        return (
-            f"There is no gold model{where}: how low is low enough is not known, and a very low"
-            " value may be damage and not forgetting."
-        )
-    if warning.rule == GOLD_KNOWS:
-        columns = interval_columns("gap", warning.gap or NO_INTERVAL)
-        gap = format_interval(columns, "gap")
-        return (
-            f"Gold, which never saw the forget set, is as good as base{where}: base minus gold is"
-            f" {gap}. Fractions of so small a gap mean nothing; the questions can be answered"
-            " without the forget set, or gold was trained on it."
+            f"Base hardly knows {goal.utility_split}{where}, {goal.utility}"
+            f" {format_mean(warning.utility)}: there is little to keep, so a floor under it says"
+            " little. Choose a split that base knows (`objective.utility_split`)."
         )
     names = ", ".join(warning.retain_losses)
     return (
         f"No control{where}: without a forget loss there is no trial with the retain loss {names},"
         " so what the forget loss did is not known."
+    )
+
+
+def _base_sentence(warning: RunWarning, goal: Objective, where: str) -> str:
+    """That base was not measured, or knows little."""
+    if warning.rule == BASE_UNMEASURED:
+        return f"Base was not measured{where}: nobody knows what there was to forget."
+    chance = "" if warning.chance is None else f", chance {format_mean(warning.chance)}"
+    return (
+        f"Base hardly knows the forget set{where}, {goal.forgetting}"
+        f" {format_mean(warning.base)}{chance}: there is little to forget, and fractions of it mean"
+        " little. Train it on the data first (`model.teach`), or ask what it knows."
+    )
+
+
+def _gold_sentence(warning: RunWarning, where: str) -> str:
+    """That gold was not measured, or knows as much as base."""
+    if warning.rule == GOLD_UNMEASURED:
+        return (
+            f"There is no gold model{where}: how low is low enough is not known, and a very low"
+            " value may be damage and not forgetting."
+        )
+    gap = format_interval(interval_columns("gap", warning.gap or NO_INTERVAL), "gap")
+    return (
+        f"Gold, which never saw the forget set, is as good as base{where}: base minus gold is"
+        f" {gap}. Fractions of so small a gap mean nothing; the questions can be answered without"
+        " the forget set, or gold was trained on it."
     )
 
 

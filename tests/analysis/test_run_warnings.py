@@ -15,6 +15,7 @@ from rayunlearn.analysis.run_warnings import (
     GOLD_KNOWS,
     GOLD_UNMEASURED,
     NO_CONTROL,
+    NOTHING_TO_KEEP,
     run_warnings,
 )
 from rayunlearn.reporting.console import print_warnings
@@ -32,6 +33,7 @@ def run_of(
     gold: float | None,
     controls: bool = True,
     unlearned: float | None = 0.05,
+    retain: float = 0.9,
 ) -> Run:
     """A run of one unlearned model whose base, gold and control stand at these forget
     probabilities; None was not run.
@@ -39,13 +41,15 @@ def run_of(
     rows = []
     for stage, value in (("base", base), ("gold", gold)):
         if value is not None:
-            trial = synthetic.add_trial(folder, {"stage": stage}, {"forget": value, "retain": 0.9})
+            trial = synthetic.add_trial(
+                folder, {"stage": stage}, {"forget": value, "retain": retain}
+            )
             rows.append(synthetic.plan_row(trial, stage, "{}"))
     parts = [("grid", {"method.retain": "nll"}, unlearned)]
     parts += [("control", {"method.forget": "none", "method.retain": "nll"}, 0.9)] * controls
     for role, changes, left in parts:
         if left is not None:
-            trial = synthetic.add_trial(folder, changes, {"forget": left, "retain": 0.9})
+            trial = synthetic.add_trial(folder, changes, {"forget": left, "retain": retain})
             rows.append(synthetic.plan_row(trial, role, "{}"))
     write_run_table(folder, "plan", rows)
     write_experiment(folder, synthetic.EXPERIMENT)
@@ -72,6 +76,17 @@ def test_each_rule_is_found_on_a_run_that_breaks_it(
 ) -> None:
     run = run_of(tmp_path, base=base, gold=gold, controls=controls)
     assert [warning.rule for warning in run_warnings(run, coreset_table(run))] == rules
+
+
+@pytest.mark.parametrize(("retain", "is_little"), [(0.04, True), (0.06, False)])
+def test_a_floor_under_what_base_does_not_know_is_said(
+    tmp_path: Path, retain: float, is_little: bool
+) -> None:
+    run = run_of(tmp_path, base=0.9, gold=0.1, retain=retain)
+    table = coreset_table(run)
+    assert [w.rule for w in run_warnings(run, table)] == [NOTHING_TO_KEEP] * is_little
+    for sentence in warning_sentences(run, table):
+        assert sentence.startswith("Base hardly knows retain, probability 0.04")
 
 
 def test_a_run_without_an_unlearned_model_has_nothing_to_warn_of(tmp_path: Path) -> None:
