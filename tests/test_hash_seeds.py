@@ -1,5 +1,5 @@
 """No result depends on the order of a set, which is another in every process: the same sweep in
-three processes with three seeds of Python's string hash.
+two processes with two seeds of Python's string hash.
 """
 
 import os
@@ -21,7 +21,7 @@ from rayunlearn.storage.run import open_run
 from rayunlearn.train.teach import training_texts
 
 ROOT = Path(__file__).parents[1]
-SEEDS = (0, 2, 3)
+SEEDS = (0, 3)
 # when and where a trial ran, and how long it took
 CIRCUMSTANCES = ("started_at", "host", "hardware", "peak_memory_bytes")
 
@@ -42,7 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         )
         for seed in SEEDS
     ]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert [process.wait() for process in processes] == [0, 0]
     return {seed: folder / str(seed) for seed in SEEDS}
 
 
@@ -75,7 +75,7 @@ def test_every_file_of_the_cache_is_the_same_under_every_hash_seed(
         for output in outputs.values()
     ]
     assert {name.split("/")[1] for name in contents[0]} >= {"keywords", "scores", "reference"}
-    assert contents[0] == contents[1] == contents[2]
+    assert contents[0] == contents[1]
 
 
 def test_the_weight_of_all_keywords_is_covered_by_all_documents_exactly() -> None:

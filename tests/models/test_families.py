@@ -30,6 +30,20 @@ from tests.families import FAMILIES, toy_model
 
 NAMES = ("Ada", "Bo", "Cy", "Di")
 COLOURS = ("red", "blue", "green", "grey")
+# One of each kind of block runs everything here; the others, whose blocks are among these, do it in
+# the slow suite. Packing, logits, matrices, adapters, patching, diagnostics and scores are held
+# against every family in their own files.
+OF_EACH_KIND = (
+    "llama",
+    "mixtral",
+    "gemma2",
+    "phi",
+    "gpt2",
+    "gpt_neox",
+    "falcon",
+    "cohere2",
+    "mamba",
+)
 # what a family cannot, by the sentence that says so on the driver
 REFUSED = {
     ("mixtral", "lora"): "must reach 50% of the weights that train.parameters names",
@@ -137,7 +151,13 @@ def own_probability(folder: Path, corpus: Path) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
 def test_a_family_does_all_that_an_experiment_asks_or_says_what_it_cannot(
     family: str, corpus: Path, tmp_path: Path
 ) -> None:

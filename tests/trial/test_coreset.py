@@ -437,7 +437,11 @@ TRAJECTORY: dict[str, Value] = {
 TEN = tuple(range(10))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 10, 16, 32])
+# sizes that do not divide, divide and exceed the documents; more of each in the slow suite
+@pytest.mark.parametrize(
+    "batch_size",
+    [1, 4, 10, 16, *(pytest.param(size, marks=pytest.mark.slow) for size in (5, 8, 32))],
+)
 def test_ten_documents_and_ten_epochs_are_looked_at_eleven_times_at_any_batch_size(
     batch_size: int, workspace: Workspace, state: ModelState
 ) -> None:
