@@ -43,6 +43,7 @@ from rayunlearn.planning.study import StudyTrial, best_trial
 from rayunlearn.trial.identity import identify_trial
 
 SHARES = (
+    (0.1,),
     (1 / 6,),
     (1 / 3,),
     (1 / 2,),
@@ -52,8 +53,9 @@ SHARES = (
     (1 / 3, 2 / 3),
 )
 # (budget.batch, budget.eta). The experiments ask for batches of 4, in which 1 of 3, rounded up, is
-# 1 of 2: two go on, then one. The whole study as one batch compares the most and waits the longest.
-RULES = ((4, 2), (12, 2), (12, 3))
+# 1 of 2: two go on, then one. The whole study as one batch compares the most and waits the longest;
+# 1 of 2.4 are five of twelve.
+RULES = ((4, 2), (12, 2), (12, 2.4), (12, 3))
 SIZES = (8, 9, 10, 11, 12)
 DRAWS = 200
 # what the search is to reach: saved steps, and studies whose winner is there or one as good
@@ -81,7 +83,7 @@ class Case:
     """Rungs that are tried; at random: the control."""
 
     shares: tuple[float, ...]
-    eta: int
+    eta: float
     batch: int
     at_random: bool = False
 
@@ -220,7 +222,7 @@ def case_row(studies: Sequence[PoolStudy], case: Case, n_draws: int) -> dict[str
     regrets = sorted(one.regret for drawn in by_study for one in drawn)
     row: dict[str, object] = {
         "rungs": ", ".join(f"{share:.2f}" for share in case.shares),
-        "eta": case.eta,
+        "eta": float(case.eta),
         "batch": case.batch,
         "at_random": case.at_random,
         "regret_median": regrets[len(regrets) // 2],
@@ -282,7 +284,7 @@ def page(rows: pl.DataFrame, studies: Sequence[PoolStudy], n_draws: int) -> str:
     ]
     for row in rows.filter(~pl.col("at_random")).to_dicts():
         lines.append(
-            f"| {row['batch']} | {row['eta']} | {row['rungs']} | {percent(row, 'saved')} |"
+            f"| {row['batch']} | {row['eta']:g} | {row['rungs']} | {percent(row, 'saved')} |"
             f" {percent(row, 'cut')} | {percent(row, 'in_spread')} |"
             f" {regret_words(row['regret_median'])}, {regret_words(row['regret_95'])} |"
             f" {percent(control[tuple(row[n] for n in names)], 'in_spread')} |"

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from rayunlearn.config import Data, Trial, Value, with_values
+from rayunlearn.config import Data, Rungs, Trial, Value, with_values
 from rayunlearn.experiment import Experiment, load
 from rayunlearn.planning.outcomes import TrialResult, trial_results
 from rayunlearn.planning.planner import PlannedTrial, Planner, study_trial
@@ -28,6 +28,8 @@ ENOUGH = 8
 # of each experiment on each of its datasets, the first of them
 STUDIES = 2
 SEEDS = (1, 2)
+# shares of a trial's steps at which it is looked at beside its six looks
+FURTHER_LOOKS = Rungs((0.1,))
 # weights that change after the last step cannot be judged before it; sam takes twice the time
 LEFT_OUT = ("average", "task_vector", "sam")
 
@@ -58,7 +60,7 @@ def planner_of(experiment: Experiment) -> Planner:
 def run_planned(trial: Trial, folder: Path, run: Path) -> None:
     """Run one trial in this process."""
     workspace = prepare_models(trial, folder / "cache", lambda *_: None)
-    run_trial(trial, workspace, run, run.parent.name, "pool")
+    run_trial(trial, workspace, run, run.parent.name, "pool", rungs=FURTHER_LOOKS)
 
 
 def is_judged(row: PlannedTrial) -> bool:

@@ -93,12 +93,12 @@ class Arm:
         ]
 
 
-def arm_of(folder: Path, rungs: str, eta: int, batch: int) -> Arm:
+def arm_of(folder: Path, rungs: str, eta: float, batch: int) -> Arm:
     """The experiment with these rungs; `batch`: trials of a batch, 0 for the experiment's own."""
     experiment = load(f"experiments/{NAME}.py")
     batch = batch or experiment.budget.batch
     budget = replace(experiment.budget, rungs=rungs, eta=eta, batch=batch)
-    run = folder / NAME / f"sweep-{rungs}-{eta}-{batch}"
+    run = folder / NAME / f"sweep-{rungs}-{eta:g}-{batch}"
     run.mkdir(parents=True, exist_ok=True)
     return Arm(planner_of(replace(experiment, budget=budget)), run, folder / "cache")
 
@@ -167,7 +167,7 @@ def page(rows: list[dict[str, object]], counts: list[int], budget: Budget) -> st
     """The tables as Markdown."""
     lines = [
         f"Tuning of {len(rows)} groups of `experiments/{NAME}.py` without rungs and with"
-        f" `budget.rungs={budget.rungs}` (`budget.eta={budget.eta}`), both with"
+        f" `budget.rungs={budget.rungs}` (`budget.eta={budget.eta:g}`), both with"
         f" `budget.batch={budget.batch}`, all else as it is; CPU seconds of one core.",
         "",
         "| group | steps: without, with | ratio | CPU s: without, with | ratio | winner's objective"
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rungs", default="0.33,0.67")
-    parser.add_argument("--eta", type=int, default=2)
+    parser.add_argument("--eta", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=0, help="trials of a batch; 0: the file's")
     parser.add_argument("--only", default="", help="groups with these values: data.name=domain,...")
     parser.add_argument("--page", type=Path)

@@ -175,7 +175,7 @@ class Budget:
         rungs: shares of its steps, separated by commas, at which a trial of a study is evaluated
             and waits for the others of its batch, and only the best go on (docs/search.md); none:
             each trains to its end.
-        eta: at each rung 1 of `eta` trials goes on, rounded up.
+        eta: at each rung 1 of `eta` trials goes on, rounded up (2.4: five of twelve).
 
     Example:
         >>> Budget(trials=12).tuning
@@ -192,14 +192,14 @@ class Budget:
     hours: float = 0.0
     trial_hours: float = 0.0
     rungs: str = "none"
-    eta: int = 2
+    eta: float = 2.0
 
     def __post_init__(self) -> None:
         shares = self.rung_shares
         rule = "budget.rungs must be rising shares in (0, 1), separated by commas, or none"
         is_rising = list(shares) == sorted({*shares}) and all(0 < share < 1 for share in shares)
         require(is_rising, rule, self.rungs)
-        require(self.eta >= 2, "budget.eta must be >= 2", self.eta)
+        require(2 <= self.eta < math.inf, "budget.eta must be >= 2 and finite", self.eta)
         rule = "budget.seeds must be 1 with budget.rungs, which compare trials and not settings"
         require(not shares or self.seeds == 1, rule, self.seeds)
         if shares and self.sampler in ("nsga2", "cmaes"):

@@ -62,7 +62,7 @@ PARTS: Sequence[Part] = (
         experiment="optimizers",
         attacks="--trials grid --seeds 1 --attacks relearning,round_to_nearest",
     ),
-    Part(experiment="pretrained_coreset", preset="quick"),
+    Part(experiment="pretrained_coreset"),
     Part(experiment="pretrained_coreset", preset="languages"),
     Part(experiment="pretrained_control", preset="quick"),
     Part(experiment="pretrained_dilemma", preset="quick"),
@@ -79,7 +79,7 @@ def parts_of(names: str) -> list[Part]:
 
     Example:
         >>> [part.version for part in parts_of("pretrained_coreset")]
-        ['1-quick', '1-languages']
+        ['1', '1-languages']
     """
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     experiments = [part.experiment for part in PARTS]
@@ -93,7 +93,7 @@ def version_of(experiment: str) -> str:
     """The version that an experiment's page is made of.
 
     Example:
-        >>> version_of("pretrained_coreset"), version_of("control")
+        >>> version_of("pretrained_control"), version_of("control")
         ('1-quick', '1')
     """
     return parts_of(experiment)[0].version

@@ -82,6 +82,14 @@ def test_what_collapsed_before_a_rung_is_among_those_that_were_cut() -> None:
     assert untils(decided(failed, failed, failed, first))[3] == 0.5
 
 
+@pytest.mark.parametrize(("eta", "on"), [(2, 6), (2.4, 5), (2.5, 5), (3, 4), (5, 3), (100, 1)])
+def test_one_of_eta_goes_on_rounded_up(eta: float, on: int) -> None:
+    """12 / 2.4 is five, and not six by a last digit."""
+    batch = [at(0.25, (0.4 + number / 100, 0.95)) for number in range(12)]
+    members = batch_members(batch, GOAL, RungRule((0.25,), eta, 0.9))
+    assert untils(members) == [1.0] * on + [0.25] * (12 - on)
+
+
 def test_of_two_equals_the_earlier_one_goes_on() -> None:
     same = at(0.25, (0.4, 0.95))
     members = decided(same, same, same, same)
@@ -119,7 +127,8 @@ def test_a_trial_that_ran_without_rungs_is_compared_by_its_nearest_look() -> Non
         ({"rungs": "0.5,0.25"}, r"budget\.rungs must be rising shares in \(0, 1\)"),
         ({"rungs": "half"}, r"budget\.rungs must be rising shares.*got 'half'"),
         ({"rungs": "1.0"}, r"budget\.rungs must be rising shares"),
-        ({"eta": 1}, r"budget\.eta must be >= 2, got 1"),
+        ({"eta": 1}, r"budget\.eta must be >= 2 and finite, got 1"),
+        ({"eta": math.nan}, r"budget\.eta must be >= 2 and finite, got nan"),
         (
             {"rungs": "0.5", "sampler": "nsga2"},
             r"budget\.rungs needs a sampler without generations",
