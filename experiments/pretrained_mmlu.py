@@ -14,7 +14,8 @@ random words forget as much.
 Measured is the probability of the true option's text. A third of the questions is answered right
 where a quarter is chance, so `multiple_choice` has little to lose: `rayunlearn prepare` shows it
 of base, with intervals. Nothing is searched: RMU has the settings that the search on capitals found
-(`pretrained_coreset.py`, LOG.md), a look at whether they carry over.
+(`pretrained_coreset.py`, LOG.md), a look at whether they carry over. On the 135 million parameters
+they do not, and nothing is decided (LOG.md): ask a model that knows more, `--set model.name=...`.
 
 Departures from WMDP: a model of 135 million parameters, questions in place of papers, nothing
 untouched: of nine subjects that were asked (docs/benchmarks.md) no other is clearly above chance.

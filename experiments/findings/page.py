@@ -593,6 +593,10 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="pretrained_mmlu",
         title="How much of a domain of questions does a real model need?",
+        answer=(
+            "Not decided: RMU at the settings of the capitals does nothing to two MMLU subjects, of"
+            " which a model of 135 million parameters knows little."
+        ),
         verdict=split_findings,
         published=f"{STUDY}: on WMDP 5% of the forget set does what all of it does.",
         differs=(
