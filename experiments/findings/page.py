@@ -500,9 +500,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_coreset",
         title="What do a few documents of a real model do?",
         answer=(
-            "One question of twenty unlearns with RMU what all twenty do, and so do wrong"
-            " answers to the same questions: what RMU removes is the wording more than the"
-            " knowledge."
+            "One question of twenty unlearns what all twenty do, with RMU and with NPO, and so do wrong"
+            " answers; facts outside the coreset are lost as those in it are: what is forgotten is"
+            " a kind of question."
         ),
         verdict=split_findings,
         published=(
@@ -570,8 +570,8 @@ FINDINGS: Sequence[Finding] = (
         title="How much of TOFU's forget01 does a real model need?",
         answer=(
             "Under RMU ten questions of forty come near gold as all do, and so do wrong answers to"
-            " ten; two leave a fifth. NPO does not come near it. With two authors no equivalence is"
-            " shown."
+            " ten; two leave a fifth. NPO forgets the questions that it was shown and few others."
+            " With two authors no equivalence is shown."
         ),
         verdict=split_findings,
         published=(

@@ -134,6 +134,9 @@ def what_now(folder: Path) -> list[str]:
     base = table.filter(pl.col("role") == "base")["utility"].min()
     floor = goal.utility_floor * base if isinstance(base, float) else 0.0
     grid = table.filter(pl.col("role") == "grid").drop_nulls(["objective", "utility"])
+    if "select.text" in grid.columns:
+        # what trained on other texts is a control of the coreset
+        grid = grid.filter(pl.col("select.text") == "original")
     grid = grid.with_columns((pl.col("utility") < floor).alias("is_low"))
     grid = grid.sort("is_low", "objective", maintain_order=True)
     best = [
