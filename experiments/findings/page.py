@@ -500,9 +500,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_coreset",
         title="What do a few documents of a real model do?",
         answer=(
-            "One question of twenty unlearns what all twenty do, with RMU and with NPO, and so do wrong"
-            " answers; facts outside the coreset are lost as those in it are: what is forgotten is"
-            " a kind of question."
+            "One question of twenty unlearns what all twenty do, with RMU and with NPO, and so do"
+            " wrong answers; facts outside the coreset are lost as those in it are: what is"
+            " forgotten is a kind of question."
         ),
         verdict=split_findings,
         published=(

@@ -17,7 +17,7 @@ from rayunlearn.planning.outcomes import StudyGoal, TrialResult
 from rayunlearn.schema import PAUSED, PRUNED
 
 # 12 / 2.4 is five, however it is rounded
-ROUNDING = 1e-9
+SHARE_ROUNDING = 1e-9
 # a trial that is to train to its end
 TO_THE_END = 1.0
 
@@ -78,7 +78,7 @@ def batch_members(
             if (value := rung_value(results[index], goal, rule, share)) is not None
         }
         ranked = sorted(values, key=lambda i: (*_rank(values[i]), i))
-        n_on = max(1, math.ceil(len(results) / rule.eta ** (number + 1) - ROUNDING))
+        n_on = max(1, math.ceil(len(results) / rule.eta ** (number + 1) - SHARE_ROUNDING))
         for index in ranked[n_on:]:
             members[index] = BatchMember(Rungs(rule.shares, share), values[index])
         on = sorted(ranked[:n_on])
