@@ -230,6 +230,7 @@ def _table(section: Section) -> SummaryTable:
     return SummaryTable(headers=section.view.headers, rows=section.view.rows)
 
 
+TEXT, ORIGINAL = "select.text", "original"
 # seeds from which t intervals are no longer wide for want of them: 2.3 standard errors with ten
 SEVERAL = 5
 
@@ -266,8 +267,8 @@ def _dataset_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
 
 
 def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
-    settings = extra_settings(table)
     grid = table.filter(pl.col("role") == "grid", pl.col("forgetting").is_not_null())
+    settings, grid, other_texts = _without_other_texts(extra_settings(table), grid)
     full_set = grid.sort("select.ratio", descending=True, maintain_order=True).unique(
         ["method", *settings], keep="first", maintain_order=True
     )
@@ -288,10 +289,33 @@ def _forgetting_answer(run: Run, table: pl.DataFrame) -> SummaryBlock:
     return SummaryBlock(
         anchor="left",
         title="What is left",
-        sentences=(words, *marked),
+        sentences=(words, *other_texts, *marked),
         table=_forgetting_table(
             pl.concat([_beside(table), best_first]), settings, untouched=has_untouched(table, goal)
         ),
+    )
+
+
+def _without_other_texts(
+    settings: list[str], grid: pl.DataFrame
+) -> tuple[list[str], pl.DataFrame, list[str]]:
+    """The settings and cells of whole documents, and a sentence on those that trained on other
+    texts in their place, which are controls of the coreset; all as it is where there is no text but
+    one.
+    """
+    if TEXT not in settings or ORIGINAL not in grid[TEXT]:
+        return settings, grid, []
+    others = grid.filter(pl.col(TEXT) != ORIGINAL).group_by(TEXT, maintain_order=True)
+    arms = [
+        f"{str(row[TEXT]).replace('_', ' ')} {format_mean(row['low'])} to"
+        f" {format_mean(row['high'])}"
+        for row in others.agg(low=pl.min("forgetting"), high=pl.max("forgetting")).to_dicts()
+    ]
+    words = "Trained as long on other texts in their place, as controls, models leave: "
+    return (
+        [name for name in settings if name != TEXT],
+        grid.filter(pl.col(TEXT) == ORIGINAL),
+        [f"{words}{', '.join(arms)}."] if arms else [],
     )
 
 
