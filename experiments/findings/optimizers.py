@@ -108,9 +108,7 @@ def _attacked(attacks: pl.DataFrame, trials: Sequence[str]) -> dict[str, tuple[s
 def _with_attacks(run: Run, metric: str, attacks: pl.DataFrame) -> MetricValues:
     """The metric on the forget questions, of trials before an attack and of attacks after it."""
     is_attack = pl.col("trial_id").is_in(attacks["trial_id"].to_list())
-    counts = (
-        pl.when(is_attack).then(pl.col("stage") == "attacked").otherwise(pl.col("attack") == "none")
-    )
+    counts = is_attack == (pl.col("attack") != "none")
     rows = run.examples.filter(pl.col("split") == "forget", pl.col("metric") == metric, counts)
     return measured_of(rows.collect())
 

@@ -822,6 +822,11 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         experiment="optimizers",
         title="Does the optimizer decide how well unlearning lasts?",
+        answer=(
+            "With RMU Lion lasts longer under relearning than AdamW, signs are not shown to; NPO's"
+            " optimizers did not forget equally, so theirs do not compare. Four bits recover"
+            " nothing."
+        ),
         verdict=optimizer_findings,
         published=(
             "Lang et al. (2510.00761): signs of gradients and gradient-free steps leave an attacker"

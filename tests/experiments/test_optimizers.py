@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
             config |= {"train.learning_rate": 1e-3, "data.name": "domain", "select.seed": 0}
             for trial, at, attack, value in (
                 (f"{name}{seed}", stage, "none", left + shift),
-                (f"{name}{seed}-attacked", "attacked", "relearning", after + 2 * shift),
+                (f"{name}{seed}-attacked", stage, "relearning", after + 2 * shift),
             ):
                 examples = [
                     {"stage": at, "attack": attack, "doc_id": document, "split": "forget"}
