@@ -195,7 +195,8 @@ def _last_step(model: PreTrainedModel, states: Tensor) -> Tensor:
     output = _TrunkOutput(states[None])
     with replaced_forwards(_trunks(model), lambda *_inputs, **_options: output):
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits[0].float()
+    # not `logits[0]`, whose gradient would fill a tensor with zeros first
+    return logits.squeeze(0).float()
 
 
 @contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from rayunlearn.data.tokenize import to_device
 from rayunlearn.lazy import functional, nn, torch, transformers
+from rayunlearn.models.fused_layers import fused_layers, is_float32_on_cpu
 from rayunlearn.models.packed_layout import Layout
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ ATTENTION_NAME = "rayunlearn_packed"
 # what a family may hand to attention and this function does not compute
 NOT_COMPUTED = ("position_bias", "s_aux", "head_mask", "cache")
 # largest difference between torch's kernel for unlike lengths and attention one by one, on normal
-# numbers in half precision
+# numbers in half precision, and between its kernel of a processor called one way and the other
 KERNEL_TOLERANCE = 0.05
+FUSED_TOLERANCE = 1e-5
 
 _ATTENTION: ContextVar[Attention | None] = ContextVar("attention", default=None)
 # what takes the place of `packed_attention`
@@ -39,13 +42,18 @@ class KeysKnown(Exception):
 
 @contextmanager
 def attention_of(model: PreTrainedModel, attention: Attention) -> Iterator[None]:
-    """The model with `packed_attention` instead of its own attention."""
+    """The model with `packed_attention` instead of its own attention, and with the fused form of
+    every layer that has one.
+    """
     transformers.AttentionInterface.register(ATTENTION_NAME, _FUNCTION.get() or packed_attention)
     config, before = model.config, model.config._attn_implementation
     config._attn_implementation = ATTENTION_NAME
     token = _ATTENTION.set(attention)
+    # blocks that are compiled are made leaner by that
+    layers = fused_layers(model) if _FUNCTION.get() is None else nullcontext()
     try:
-        yield
+        with layers:
+            yield
     finally:
         _ATTENTION.reset(token)
         config._attn_implementation = before
@@ -121,7 +129,8 @@ class Attention:
 
 def _by_sequence(values: Tensor, n: int, size: int) -> Tensor:
     """(1, H, n x size, D) as (n, H, size, D)."""
-    return values[0].unflatten(1, (n, size)).transpose(0, 1)
+    # not `values[0]`, whose gradient would fill a tensor with zeros first
+    return values.squeeze(0).unflatten(1, (n, size)).transpose(0, 1)
 
 
 def _seen(positions: Tensor, n: int, size: int, window: int | None) -> Tensor:
@@ -162,8 +171,13 @@ def packed_attention(
     if running.held is not None:
         key, value = running.held
     whole_texts = running.part == "all" and not running.layout.before
-    if whole_texts and softcap is None and dropout == 0 and _has_varlen(query, key):
-        return _varlen(running.layout, query, key, value, scaling, window), None
+    if whole_texts and softcap is None and dropout == 0:
+        if _has_varlen(query, key):
+            return _varlen(running.layout, query, key, value, scaling, window), None
+        longest = max(size for _, size, _ in running.layout.groups)
+        within = window is None or longest <= window
+        if within and is_float32_on_cpu(query) and _has_fused():
+            return _fused(running.layout, query, key, value, scaling), None
     outputs = [
         _attend(q, k, v, mask, scaling, dropout, softcap).transpose(1, 2).flatten(0, 1)
         for q, k, v, mask in running.cut(query, key, value, window)
@@ -183,9 +197,7 @@ def _attend(
     """Attention of (n, H, Q, D) to (n, H', L, D); with a cap on its scores in plain steps, as no
     kernel of torch has one.
     """
-    repeated = query.shape[1] // key.shape[1]
-    if repeated > 1:
-        key, value = (part.repeat_interleave(repeated, 1) for part in (key, value))
+    key, value = _for_each_query_head(query, key, value)
     if softcap is None:
         return functional.scaled_dot_product_attention(
             query, key, value, mask, dropout, is_causal=mask is None, scale=scaling
@@ -197,6 +209,35 @@ def _attend(
         mask = _seen(torch.arange(size, device=query.device), 1, size, None)
     shares = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
     return functional.dropout(shares.to(query.dtype), dropout) @ value
+
+
+def _for_each_query_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value (n, H', L, D) as (n, H, L, D), where several heads of the query share one."""
+    repeated = query.shape[1] // key.shape[1]
+    if repeated == 1:
+        return key, value
+    return key.repeat_interleave(repeated, 1), value.repeat_interleave(repeated, 1)
+
+
+def _fused(
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
+    """The same for all sequences of a row by one function, (1, S, H, D)."""
+    # loaded as torch is, at its first use
+    from rayunlearn.models.fused_functions import causal_attention
+
+    groups = [(n, size) for n, size, _ in layout.groups]
+    keys, values = _for_each_query_head(query, key, value)
+    return causal_attention(query, keys, values, groups, scaling).transpose(1, 2)
+
+
+@lru_cache(maxsize=1)
+def _has_fused() -> bool:
+    """Whether torch has the kernel of a processor that `_fused` calls, and says the same by it as
+    one by one, tried once.
+    """
+    like = torch.zeros(1, 2, 1, 4)
+    return _agrees_with_one_by_one(partial(_fused, scaling=None), like, like, FUSED_TOLERANCE)
 
 
 def _varlen(
@@ -247,6 +288,19 @@ def _has_varlen(query: Tensor, key: Tensor) -> bool:
 
 
 def _varlen_agrees(query: Tensor, key: Tensor) -> bool:
+    kernel = partial(_varlen, scaling=None, window=None)
+    return _agrees_with_one_by_one(kernel, query, key, KERNEL_TOLERANCE)
+
+
+def _agrees_with_one_by_one(
+    kernel: Callable[[Layout, Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    tolerance: float,
+) -> bool:
+    """Whether a function for all sequences at once says what attention one by one says, on numbers
+    of its own with the heads, type and device of query and key (1, H, S, D).
+    """
     lengths = ((1, 5, 1), (2, 9, 1))
     n_tokens = sum(n * size for n, size, _ in lengths)
     generator = torch.Generator().manual_seed(0)
@@ -264,11 +318,18 @@ def _varlen_agrees(query: Tensor, key: Tensor) -> bool:
         ]
     )
     try:
-        at_once = _varlen(layout, q, k, v, None, None)[0]
-    except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
+        at_once = kernel(layout, q, k, v).squeeze(0)
+    except (
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as problem:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         first_line = str(problem).partition("\n")[0]
         _LOGGER.warning("no attention kernel for sequences of unlike lengths: %s", first_line)
         return False
-    return torch.allclose(at_once.float(), one_by_one.float(), rtol=0, atol=KERNEL_TOLERANCE)
+    return torch.allclose(at_once.float(), one_by_one.float(), rtol=0, atol=tolerance)

@@ -19,7 +19,13 @@ from rayunlearn.data.documents import Corpus, Document, Rejected
 from rayunlearn.data.known import KnownRule, paraphrases_apart, rule_of
 from rayunlearn.errors import UserError
 from rayunlearn.models import forward as forward_code
-from rayunlearn.models import packed_attention, packed_layout, packing
+from rayunlearn.models import (
+    fused_functions,
+    fused_layers,
+    packed_attention,
+    packed_layout,
+    packing,
+)
 from rayunlearn.storage.artifact_cache import JSON, cached_file
 from rayunlearn.storage.code_identity import code_digest, library_versions
 from rayunlearn.storage.user_cache import user_cache
@@ -31,6 +37,8 @@ from rayunlearn.trial.narration import counting
 ASKING_CODE = (
     ask_code,
     forward_code,
+    fused_functions,
+    fused_layers,
     packed_attention,
     packed_layout,
     packing,
