@@ -54,7 +54,8 @@ def _norm_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, 
     normed, scale, weight = ctx.saved_tensors
     products = gradient * normed
     of_weight = products.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-    along = (products @ weight).div_(-len(weight)).unsqueeze(-1)
+    # not a matrix product, whose bits may depend on where a weight lies in memory
+    along = products.mul_(weight).sum(-1, keepdim=True).div_(-len(weight))
     # what `products` holds is not needed any more
     of_states = torch.mul(gradient, weight, out=products)
     return of_states.addcmul_(normed, along).mul_(scale), of_weight, None

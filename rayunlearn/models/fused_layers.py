@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Forward = Callable[..., Any]
 # tokens that a module is tried on, and the largest difference as a share of the largest number
-TRIED_TOKENS = 5
-TOLERANCE = 1e-5
+FUSED_TRIED_TOKENS = 5
+LAYER_TOLERANCE = 1e-5
 TRIED_ATTENTION = "rayunlearn_tried"
 # names of the modules inside a gated layer and inside an attention
 GATED_PARTS = {"act_fn", "down_proj", "gate_proj", "up_proj"}
@@ -46,15 +46,22 @@ def fused_layers(model: PreTrainedModel) -> Iterator[None]:
     if not is_float32_on_cpu(model):
         yield
         return
-    if model not in _FUSED:
-        with torch.no_grad():
-            _FUSED[model] = _fused_forwards(model)
+    try_fused_forms(model)
     with ExitStack() as stack:
         for module, forward in _FUSED[model]:
             # not where something else runs in place of its own forward already
             if "forward" not in module.__dict__:
                 stack.enter_context(replaced_forwards([module], forward))
         yield
+
+
+def try_fused_forms(model: PreTrainedModel) -> None:
+    """Try which modules have a fused form, once per model. Passes do so at their first use; where
+    weights will be divided over processes, call it before, as a module cannot be tried then.
+    """
+    if model not in _FUSED and is_float32_on_cpu(model):
+        with torch.no_grad():
+            _FUSED[model] = _fused_forwards(model)
 
 
 def is_float32_on_cpu(values: PreTrainedModel | Tensor) -> bool:
@@ -108,13 +115,13 @@ def _candidate(module: Any) -> tuple[Forward, tuple[Any, ...]]:
 
 
 def _numbers(size: int) -> Tensor:
-    """Normal numbers (1, TRIED_TOKENS, size), always the same."""
-    return torch.randn(1, TRIED_TOKENS, size, generator=torch.Generator().manual_seed(0))
+    """Normal numbers (1, FUSED_TRIED_TOKENS, size), always the same."""
+    return torch.randn(1, FUSED_TRIED_TOKENS, size, generator=torch.Generator().manual_seed(0))
 
 
 def _angles(size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (1, TRIED_TOKENS, size) of angles, those of the first half again in the
-    second.
+    """Cosines and sines (1, FUSED_TRIED_TOKENS, size) of angles, those of the first half again
+    in the second.
     """
     angles = _numbers(size // 2).repeat(1, 1, 2)
     return angles.cos(), angles.sin()
@@ -123,7 +130,7 @@ def _angles(size: int) -> tuple[Tensor, Tensor]:
 def _agree(fused: Any, own: Any) -> bool:
     """Whether two outputs are equal to rounding: two tensors, or two tuples that begin with one."""
     fused, own = (output[0] if isinstance(output, tuple) else output for output in (fused, own))
-    most = TOLERANCE * float(own.abs().max())
+    most = LAYER_TOLERANCE * float(own.abs().max())
     return fused.shape == own.shape and torch.allclose(fused, own, rtol=0, atol=most)
 
 
@@ -135,7 +142,7 @@ def _summing_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """A sum in the place of attention, in which query, key and value count by factors of their own:
+    """A sum instead of attention, in which query, key and value count by factors of their own:
     (1, S, H, D). What else the layer says is in `_OPTIONS` then.
     """
     _OPTIONS[module] = options

@@ -172,17 +172,33 @@ def packed_attention(
         key, value = running.held
     whole_texts = running.part == "all" and not running.layout.before
     if whole_texts and softcap is None and dropout == 0:
-        if _has_varlen(query, key):
-            return _varlen(running.layout, query, key, value, scaling, window), None
-        longest = max(size for _, size, _ in running.layout.groups)
-        within = window is None or longest <= window
-        if within and is_float32_on_cpu(query) and _has_fused():
-            return _fused(running.layout, query, key, value, scaling), None
+        output = _at_once(running.layout, query, key, value, scaling, window)
+        if output is not None:
+            return output, None
     outputs = [
         _attend(q, k, v, mask, scaling, dropout, softcap).transpose(1, 2).flatten(0, 1)
         for q, k, v, mask in running.cut(query, key, value, window)
     ]
     return torch.cat(outputs)[None], None
+
+
+def _at_once(
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor | None:
+    """Attention of whole texts by one function for all of them, (1, S, H, D), where there is one
+    for their device and precision.
+    """
+    if _has_varlen(query, key):
+        return _varlen(layout, query, key, value, scaling, window)
+    longest = max(size for _, size, _ in layout.groups)
+    if (window is None or longest <= window) and is_float32_on_cpu(query) and _has_fused():
+        return _fused(layout, query, key, value, scaling)
+    return None
 
 
 def _attend(
@@ -301,16 +317,7 @@ def _agrees_with_one_by_one(
     """Whether a function for all sequences at once says what attention one by one says, on numbers
     of its own with the heads, type and device of query and key (1, H, S, D).
     """
-    lengths = ((1, 5, 1), (2, 9, 1))
-    n_tokens = sum(n * size for n, size, _ in lengths)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(1, like.shape[1], n_tokens, like.shape[3], generator=generator).to(like)
-        for like in (query, key, key)
-    )
-    positions = torch.cat([torch.arange(size) for n, size, _ in lengths for _ in range(n)])[None]
-    nothing = torch.zeros(0, dtype=torch.long)
-    layout = Layout(lengths, (), nothing, nothing, positions.to(query.device), nothing, nothing)
+    layout, q, k, v = _row_like(query, key)
     one_by_one = torch.cat(
         [
             _attend(*group, None, 0.0, None).transpose(1, 2).flatten(0, 1)
@@ -333,3 +340,18 @@ def _agrees_with_one_by_one(
         _LOGGER.warning("no attention kernel for sequences of unlike lengths: %s", first_line)
         return False
     return torch.allclose(at_once.float(), one_by_one.float(), rtol=0, atol=tolerance)
+
+
+def _row_like(query: Tensor, key: Tensor) -> tuple[Layout, Tensor, Tensor, Tensor]:
+    """A row of three sequences and their query, key and value."""
+    lengths = ((1, 5, 1), (2, 9, 1))
+    n_tokens = sum(n * size for n, size, _ in lengths)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, like.shape[1], n_tokens, like.shape[3], generator=generator).to(like)
+        for like in (query, key, key)
+    )
+    positions = torch.cat([torch.arange(size) for n, size, _ in lengths for _ in range(n)])[None]
+    nothing = torch.zeros(0, dtype=torch.long)
+    layout = Layout(lengths, (), nothing, nothing, positions.to(query.device), nothing, nothing)
+    return layout, q, k, v

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from rayunlearn.lazy import torch
 from rayunlearn.models.cpu_offload import to_cpu, to_device_or_offload
 from rayunlearn.models.forward import blocks
+from rayunlearn.models.fused_layers import try_fused_forms
 from rayunlearn.train.device import accelerator
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def shard_model(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     device = model.device
     to_cpu(model)
     trained = copy.deepcopy(model)
+    try_fused_forms(trained)
     mesh = init_device_mesh(device.type, (processes,))
     for block in blocks(trained):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)

@@ -80,7 +80,7 @@ def test_hooks_of_modules_and_of_their_projections_still_run() -> None:
     assert sorted(seen) == sorted(names)
 
 
-def test_a_projection_that_another_one_takes_the_place_of_is_called() -> None:
+def test_a_projection_that_was_replaced_is_called() -> None:
     """As adapters do, which come after a model has been tried."""
     model, batch = tiny_model(), collate(SEQUENCES)
     before = hidden_states(model, batch, 1)

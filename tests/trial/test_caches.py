@@ -507,7 +507,9 @@ def test_both_sides_of_the_benchmark_compute_the_same_loss(
     }
     monkeypatch.setitem(engine.SHAPES, "nano", shape)
     row = engine.step_rows("nano", [case], repeats=1, batch_size=3, device=torch.device("cpu"))[0]
-    assert row["loss_difference"] < 1e-5 and min(row["plain_cpu"], row["ours_cpu"]) > 0
+    # terms of 4 that cancel to 0.011: a rounding of a term is 400 times as much of their sum
+    most = 1e-4 if case.name == "ga + nll" else 1e-5
+    assert row["loss_difference"] < most and min(row["plain_cpu"], row["ours_cpu"]) > 0
 
 
 def test_every_forget_and_retain_loss_is_benchmarked() -> None:
