@@ -2,9 +2,9 @@
 
 SmolLM2-135M-Instruct is first trained on the forty questions of forget01 and on forty retain
 questions (base), and on the retain questions alone (gold), as TOFU does (2401.06121). Then all
-forty forget questions, ten or two of them unlearn. The controls train as many steps on ten: the
-questions with each other's answers, random text of their length, other questions (about real
-authors); and on the retain loss alone.
+forty forget questions, ten or two of them unlearn, ten also as three selectors choose them. The
+controls train as many steps on ten: the questions with each other's answers, random text of their
+length, other questions (about real authors); and on the retain loss alone.
 
 Hypothesis: no part of the set does what all of it does, because TOFU's facts are independent of
 each other and what is not in the coreset stays known, as the generated datasets had it
@@ -74,7 +74,8 @@ ALONE = {NAMES: (RMU,)}
 TEN_AUTHORS = {NAMES: ((*RMU[:-1], 100.0),)} | SEEDS
 CONTROLS = QUARTER | {"select.text": ("shuffled_answers", "random_text")}
 OTHER = QUARTER | {("select.text", "select.other_split"): (("other_documents", "real_authors"),)}
-AXES = (CURVE, CONTROLS, OTHER | ALONE)
+SELECTORS = QUARTER | {"select.name": ("moderate", "loss", "keyword_coverage")}
+AXES = (CURVE, SELECTORS, CONTROLS, OTHER | ALONE)
 SEARCH = {
     "train.learning_rate": Range(1e-3, 5e-3, log=True),
     "rmu.steering": Range(50.0, 400.0, log=True),
