@@ -94,7 +94,7 @@ def driver(output: Path, seconds: float, address: str) -> subprocess.Popen[str]:
 
 
 def wait_for_trials(run: Path, n: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while len(list(run.glob("trials/*"))) < n:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.05)
