@@ -55,6 +55,24 @@ def fused_layers(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def library_layers(model: PreTrainedModel) -> Iterator[None]:
+    """The model with the library's own layers in packed passes too."""
+    forms = _FUSED.pop(model, None)
+    _FUSED[model] = []
+    try:
+        yield
+    finally:
+        del _FUSED[model]
+        if forms is not None:
+            _FUSED[model] = forms
+
+
+def drop_fused_forms(model: PreTrainedModel) -> None:
+    """From now on packed passes of the model run the library's own layers."""
+    _FUSED[model] = []
+
+
 def try_fused_forms(model: PreTrainedModel) -> None:
     """Try which modules have a fused form, once per model. Passes do so at their first use; where
     weights will be divided over processes, call it before, as a module cannot be tried then.

@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 from rayunlearn.data.tokenize import Batch, Encoded, collate
 from rayunlearn.lazy import nn, torch
+from rayunlearn.models.fused_layers import drop_fused_forms, library_layers
 from rayunlearn.models.logits import FinalStates, can_split, final_states, replaced_forwards
 from rayunlearn.models.packed_attention import Attention, KeysKnown, attention_of
 from rayunlearn.models.packed_layout import Layout, layout_of
@@ -41,6 +42,9 @@ _LOGGER = logging.getLogger(__name__)
 # sums of another order, or some roundings of a lower precision
 FLOAT32_TOLERANCE = 1e-5
 HALF_TOLERANCE = 0.05
+# the same between fused layers and the library's: both round, and a deep model enlarges it (the
+# padded logits of SmolLM2-135M in float32 are 1e-4 from those in double precision)
+FUSED_LAYERS_TOLERANCE = 1e-4
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # lengths and first labels of the texts that a model is tried on, longer than toy models' windows
 TRIED = ((11, 3), (6, 2), (6, 5), (14, 9))
@@ -193,10 +197,15 @@ def _tried(model: PreTrainedModel, last_block: nn.Module) -> Abilities:
         with torch.no_grad():
             places = batch.places - 1
             padded = final_states(model, {"input_ids": batch.input_ids}).logits_at(places)
-            packs, trims = (
-                _agrees(padded, _packed_logits(model, batch, block), tolerance)
-                for block in (None, last_block)
-            )
+            with library_layers(model):
+                packs, trims = (
+                    _agrees(padded, _packed_logits(model, batch, block), tolerance)
+                    for block in (None, last_block)
+                )
+            if packs and not _agrees(
+                padded, _packed_logits(model, batch, None), max(tolerance, FUSED_LAYERS_TOLERANCE)
+            ):
+                drop_fused_forms(model)
     finally:
         model.train(was_training)
     return Abilities(packs, packs and trims)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rayunlearn.data.tokenize import Encoded, collate
+from rayunlearn.models import fused_layers as fused_layers_module
 from rayunlearn.models import packed_attention
 from rayunlearn.models.forward import blocks, can_pack, hidden_states, token_nll
 from rayunlearn.models.fused_layers import fused_layers
@@ -141,3 +142,25 @@ def test_without_torchs_kernel_attention_runs_one_by_one(monkeypatch: pytest.Mon
     found = hidden_states(model, batch, 2)
     packed_attention._has_fused.cache_clear()
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("error", "is_fused"), [(1e-7, True), (3e-6, True), (1e-3, False)])
+def test_a_model_packs_with_the_librarys_layers_where_fused_ones_round_too_far(
+    error: float, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep model enlarges the rounding of its fused layers. That is no reason to pad: packing is
+    tried with the library's layers, and the fused ones stay where they are within 1e-4.
+    """
+    model = toy_model("llama")
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+
+    def wrong_by(module: nn.Module) -> Any:
+        own = module.forward
+        return lambda states: own(states) * (1 + error)
+
+    forms = [(module, wrong_by(module)) for module in norms]
+    monkeypatch.setattr(fused_layers_module, "_fused_forwards", lambda _: forms)
+    assert can_pack(model)
+    with fused_layers(model):
+        assert bool(replaced(model)) == is_fused
+    assert not replaced(model)
