@@ -138,10 +138,12 @@ def covered_table(run: Run) -> pl.DataFrame:
     values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     rows = []
     for (role, method, arm, ratio), trials in cells_of(run).items():
+        if role != "grid" or arm not in COVERING:
+            continue
         gaps = [
             gap for trial in trials for gap in _covered_gap(values, trial, documents_of(run, trial))
         ]
-        if role == "grid" and arm in COVERING and gaps:
+        if gaps:
             interval = mean_interval(np.array(gaps)[:, None])
             cell = {"method": method, "arm": arm, "ratio": ratio, "trials": len(gaps)}
             ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}

@@ -570,8 +570,8 @@ FINDINGS: Sequence[Finding] = (
         title="How much of TOFU's forget01 does a real model need?",
         answer=(
             "Under RMU ten questions of forty come near gold as all do, and so do wrong answers to"
-            " ten; two leave a fifth. NPO forgets the questions that it was shown and few others."
-            " With two authors no equivalence is shown."
+            " ten; two leave a fifth. NPO forgets the questions that it was shown far more than"
+            " the others. With two authors no equivalence is shown."
         ),
         verdict=split_findings,
         published=(

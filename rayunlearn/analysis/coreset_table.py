@@ -45,6 +45,8 @@ from rayunlearn.storage.run import Run
 
 MULTIPLE_CHOICE = "multiple_choice"
 
+# what a cell trained on, where that varies
+TEXT, ORIGINAL = "select.text", "original"
 # each with _low and _high beside it
 ENDS = ("", "_low", "_high")
 MEASURES = ("forgetting", "utility", "untouched", "choice_forget", "choice_retain", "unlearning")
@@ -119,6 +121,15 @@ def table_cells(run: Run) -> pl.DataFrame:
 def extra_settings(table: pl.DataFrame) -> list[str]:
     """Columns of a coreset table that are varying settings beside method, selector and ratio."""
     return [name for name in table.columns if "." in name and name not in CELL_SETTINGS]
+
+
+def whole_document_cells(cells: pl.DataFrame) -> pl.DataFrame:
+    """The cells that trained on documents as they are. What trained on other texts in their place
+    is a control of the coreset; where there is nothing else, all cells.
+    """
+    if TEXT not in cells.columns or ORIGINAL not in cells[TEXT]:
+        return cells
+    return cells.filter(pl.col(TEXT) == ORIGINAL)
 
 
 def _measures(goal: Objective) -> dict[str, tuple[str, str]]:

@@ -125,7 +125,7 @@ def what_now(folder: Path) -> list[str]:
     import polars as pl
 
     from rayunlearn.analysis.baselines import objective_of
-    from rayunlearn.analysis.coreset_table import coreset_table
+    from rayunlearn.analysis.coreset_table import coreset_table, whole_document_cells
     from rayunlearn.analysis.labels import format_mean, format_percent
     from rayunlearn.storage.run import open_run
 
@@ -134,9 +134,7 @@ def what_now(folder: Path) -> list[str]:
     base = table.filter(pl.col("role") == "base")["utility"].min()
     floor = goal.utility_floor * base if isinstance(base, float) else 0.0
     grid = table.filter(pl.col("role") == "grid").drop_nulls(["objective", "utility"])
-    if "select.text" in grid.columns:
-        # what trained on other texts is a control of the coreset
-        grid = grid.filter(pl.col("select.text") == "original")
+    grid = whole_document_cells(grid)
     grid = grid.with_columns((pl.col("utility") < floor).alias("is_low"))
     grid = grid.sort("is_low", "objective", maintain_order=True)
     best = [

@@ -12,7 +12,12 @@ from typing import Any
 
 import polars as pl
 
-from rayunlearn.analysis.coreset_table import coreset_table, extra_settings
+from rayunlearn.analysis.coreset_table import (
+    TEXT,
+    coreset_table,
+    extra_settings,
+    whole_document_cells,
+)
 from rayunlearn.analysis.equal_retention import has_calibrated
 from rayunlearn.analysis.labels import (
     UNKNOWN,
@@ -230,7 +235,6 @@ def _table(section: Section) -> SummaryTable:
     return SummaryTable(headers=section.view.headers, rows=section.view.rows)
 
 
-TEXT, ORIGINAL = "select.text", "original"
 # seeds from which t intervals are no longer wide for want of them: 2.3 standard errors with ten
 SEVERAL = 5
 
@@ -300,23 +304,18 @@ def _without_other_texts(
     settings: list[str], grid: pl.DataFrame
 ) -> tuple[list[str], pl.DataFrame, list[str]]:
     """The settings and cells of whole documents, and a sentence on those that trained on other
-    texts in their place, which are controls of the coreset; all as it is where there is no text but
-    one.
+    texts in their place; all as it is where there are no such cells beside.
     """
-    if TEXT not in settings or ORIGINAL not in grid[TEXT]:
+    whole = whole_document_cells(grid)
+    if whole.height == grid.height:
         return settings, grid, []
-    others = grid.filter(pl.col(TEXT) != ORIGINAL).group_by(TEXT, maintain_order=True)
-    arms = [
-        f"{str(row[TEXT]).replace('_', ' ')} {format_mean(row['low'])} to"
-        f" {format_mean(row['high'])}"
-        for row in others.agg(low=pl.min("forgetting"), high=pl.max("forgetting")).to_dicts()
-    ]
+    others = grid.filter(pl.col(TEXT) != whole[TEXT][0]).group_by(TEXT, maintain_order=True)
+    arms = []
+    for row in others.agg(low=pl.min("forgetting"), high=pl.max("forgetting")).to_dicts():
+        ends = dict.fromkeys((format_mean(row["low"]), format_mean(row["high"])))
+        arms.append(f"{str(row[TEXT]).replace('_', ' ')} {' to '.join(ends)}")
     words = "Trained as long on other texts in their place, as controls, models leave: "
-    return (
-        [name for name in settings if name != TEXT],
-        grid.filter(pl.col(TEXT) == ORIGINAL),
-        [f"{words}{', '.join(arms)}."] if arms else [],
-    )
+    return [name for name in settings if name != TEXT], whole, [f"{words}{', '.join(arms)}."]
 
 
 def _beside(table: pl.DataFrame) -> pl.DataFrame:

@@ -36,9 +36,26 @@ def test_what_is_left_is_of_the_documents_and_other_texts_are_controls(tmp_path:
     assert block.table is not None and "select.text" not in block.table.headers
     assert [row[:2] for row in block.table.rows][1:] == [("npo + nll", "100%")]
     words = " ".join(block.sentences)
-    assert "shuffled answers 0.10 to 0.10" in words and "random text 0.90 to 0.90" in words
+    assert "random text 0.90, shuffled answers 0.10." in words
 
 
 def test_the_best_cell_of_a_method_trained_on_documents(tmp_path: Path) -> None:
     best, *_ = what_now(text_run(tmp_path))
     assert "npo + nll 0.20 at 100%" in best
+
+
+def test_where_nothing_trained_on_whole_documents_the_other_texts_are_the_results(
+    tmp_path: Path,
+) -> None:
+    base = synthetic.add_trial(tmp_path, {"stage": "base"}, {"forget": 0.95, "retain": 0.9})
+    rows = [synthetic.plan_row(base, "base", "{}")]
+    for text in ("keywords_only", "random_words"):
+        trial = synthetic.add_trial(tmp_path, {"select.text": text}, {"forget": 0.3, "retain": 0.9})
+        rows.append(synthetic.plan_row(trial, "grid", "{}"))
+    write_run_table(tmp_path, "plan", rows)
+    write_experiment(tmp_path, synthetic.EXPERIMENT)
+    assert "npo + nll 0.30" in what_now(tmp_path)[0]
+    run = open_run(tmp_path).in_memory()
+    block = summary_block(run, coreset_table(run), "left")
+    assert block.table is not None and "select.text" in block.table.headers
+    assert len(block.table.rows) == 3
