@@ -43,7 +43,8 @@ BASE = Trial(
         template="{prompt}",
         probe_forget="probe_forget",
         probe_retain="probe_retain",
-        probes="near=near,untouched=untouched",
+        # general text: plain English about everyday things
+        probes="near=near,untouched=untouched,general=general_text",
         max_tokens=128,
     ),
     model=Model(name=str(smollm2_folder()), teach_precision="bfloat16"),
@@ -71,7 +72,8 @@ CURVE = METHODS | SEEDS | {"select.ratio": (0.05, 0.25, 1.0)}
 QUARTER = METHODS | SEEDS | {"select.ratio": (0.25,)}
 RANDOM = {"select.text": ("random_text",)}
 SAME_BOOK = {("select.text", "select.other_split"): (("other_documents", "near"),)}
-AXES = (CURVE, QUARTER | RANDOM, QUARTER | SAME_BOOK)
+SELECTORS = QUARTER | {"select.name": ("moderate", "loss", "keyword_coverage")}
+AXES = (CURVE, SELECTORS, QUARTER | RANDOM, QUARTER | SAME_BOOK)
 SEARCH = {
     "train.learning_rate": Range(5e-4, 5e-3, log=True),
     "rmu.steering": Range(50.0, 400.0, log=True),

@@ -23,7 +23,14 @@ from rayunlearn.models.smollm2 import smollm2_folder
 LOWER = ("none", "5,6,7", "down_proj", 40.0)
 UPPER = ("lora", "20,21,22,23,24,25,26,27,28,29", ".*", 12.0)
 BASE = Trial(
-    data=Data(name="known", options="limit=20", template="chat", max_tokens=96),
+    data=Data(
+        name="known",
+        options="limit=20",
+        template="chat",
+        max_tokens=96,
+        # plain English about everyday things: `probability` of its tokens, as it has no key
+        probes="general=general_text",
+    ),
     model=Model(name=str(smollm2_folder()), teach=False),
     method=Method(retain_weight=4.0, layer=7),
     # activations of this model at block 7 are 115 to 170 long

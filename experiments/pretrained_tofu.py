@@ -43,7 +43,8 @@ BASE = Trial(
         path=TOFU,
         options="size=01,paraphrased=true",
         limit_retain=40,
-        probes="untouched=known:continents",
+        # general text: plain English about everyday things
+        probes="untouched=known:continents,general=general_text",
         template="chat",
         max_tokens=128,
     ),

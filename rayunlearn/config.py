@@ -141,8 +141,8 @@ class Data:
 
     `probes` names further sets that are asked and never trained on, whatever the data:
     `near=near.jsonl,far=far.jsonl`, each a split of that name. A source may also be a table of
-    facts that the product ships, or a slice of it, `untouched=known:continents`, and with `files` a
-    split of `path`.
+    facts that the product ships, or a slice of it, `untouched=known:continents`, its passages of
+    plain English, `general=general_text`, and with `files` a split of `path`.
 
     `arithmetic`: so many sums, differences and products are asked besides, on split `arithmetic`,
     whatever the data: what a model could and nobody asked it to forget.

@@ -12,6 +12,7 @@ from experiments.findings.verdicts import in_words
 from rayunlearn.analysis.hypothesis_tests import difference, paired_p
 from rayunlearn.analysis.intervals import bounds_of, mean_interval
 from rayunlearn.analysis.labels import format_mean
+from rayunlearn.analysis.probe_sets import set_metrics
 from rayunlearn.analysis.run_frames import (
     MetricValues,
     objective_of,
@@ -20,7 +21,8 @@ from rayunlearn.analysis.run_frames import (
 )
 from rayunlearn.storage.run import Run
 
-SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
+SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain", "general")
+NAMES = {"general": "general text (probability of its tokens)"}
 CELL = ("role", "method", "arm", "ratio")
 SPLIT_SCHEMA = {
     "role": pl.String,
@@ -88,12 +90,14 @@ def _order(place: Place) -> tuple[object, ...]:
 
 def split_table(run: Run) -> pl.DataFrame:
     """A row per cell and split: the mean of the forgetting metric with its interval over seeds and
-    documents.
+    documents; of `probability` where the split's documents have no key (general text).
     """
-    metric = objective_of(run.experiment).forgetting
-    bounds = bounds_of(run.experiment, metric)
+    goal = objective_of(run.experiment).forgetting
+    metrics = set_metrics(run, goal)
     rows = []
     for split in SPLITS:
+        metric = metrics.get(split, goal)
+        bounds = bounds_of(run.experiment, metric)
         values = values_by_trial(run, split, metric, "")
         for place, trials in cells_of(run).items():
             measured = [trial for trial in trials if trial in values.row_of]
@@ -112,7 +116,8 @@ def compared(run: Run, pairs: Sequence[tuple[Place, Place]], split: str) -> pl.D
     """The first cell minus the second on a split, paired by seed and document: above 0 more is
     left.
     """
-    values = values_by_trial(run, split, objective_of(run.experiment).forgetting, "")
+    goal = objective_of(run.experiment).forgetting
+    values = values_by_trial(run, split, set_metrics(run, goal).get(split, goal), "")
     cells, rows = cells_of(run), []
     for one, other in pairs:
         blocks = [
@@ -245,7 +250,8 @@ def split_sentences(run: Run) -> list[str]:
                 [compared(run, [(place, base)], split) for split in SPLITS if split != "retain"]
             )
             words = ", ".join(
-                f"{row['split']} {in_words(row)}" for row in fallen.iter_rows(named=True)
+                f"{NAMES.get(row['split'], row['split'])} {in_words(row)}"
+                for row in fallen.iter_rows(named=True)
             )
             sentences.append(f"{method}: all documents change what base knows: {words}.")
     return sentences

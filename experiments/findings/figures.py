@@ -485,7 +485,8 @@ def by_defence(run: Run) -> list[Panel]:
 
 def by_split(run: Run) -> list[Panel]:
     """What is left on each split, a panel per method, a row per arm with base first."""
-    table = split_table(run).filter(pl.col("split") != "retain")
+    # general text has a metric of its own
+    table = split_table(run).filter(~pl.col("split").is_in(["retain", "general"]))
     base = table.filter(pl.col("role") == "base")
     goal = objective_of(run.experiment)
     cells = table.filter(pl.col("role") == "grid")

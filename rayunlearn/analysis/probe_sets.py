@@ -13,9 +13,10 @@ from rayunlearn.analysis.run_frames import (
     measured_of,
     objective_of,
 )
-from rayunlearn.config import Objective
 from rayunlearn.storage.run import Run
 
+# what any document has
+PROBABILITY = "probability"
 # splits that have columns or tables of their own
 KNOWN_SPLITS = ("forget", "retain", UNTOUCHED, "members", "holdout")
 
@@ -31,8 +32,8 @@ def further_sets(run: Run) -> list[str]:
 
 def probe_set_table(run: Run) -> pl.DataFrame:
     """One row per cell of the coreset table and further probe set: `split`, `metric` (the
-    objective's utility), `value` with `value_low` and `value_high` (95% t interval over seeds and
-    documents), and `n_documents`.
+    objective's utility, or what `set_metrics` says), `value` with `value_low` and `value_high` (95%
+    t interval over seeds and documents), and `n_documents`.
 
     Args:
         run: an opened run (`storage.run.open_run`).
@@ -46,13 +47,14 @@ def probe_set_table(run: Run) -> pl.DataFrame:
         0
     """
     sets, goal = further_sets(run), objective_of(run.experiment)
+    metrics = set_metrics(run, goal.utility)
     cells = table_cells(run)
     columns = ("select.name", "select.ratio", "n_kept")
     settings = ["role", "group", "method", *extra_settings(cells), *columns]
     rows = [
         {name: cell[name] for name in settings} | measures
         for split in sets
-        for cell, measures in _measured_cells(run, cells, split, goal)
+        for cell, measures in _measured_cells(run, cells, split, metrics.get(split, goal.utility))
     ]
     schema = {name: cells.schema[name] for name in settings} | {
         "split": pl.String,
@@ -65,23 +67,36 @@ def probe_set_table(run: Run) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema)
 
 
+def set_metrics(run: Run, metric: str) -> dict[str, str]:
+    """Split -> the metric that it is shown by: `metric`, or `probability` where none of the split's
+    documents has a value of it, as plain text has no key.
+
+    A split with neither is left out.
+    """
+    rows = examples_without_attacks(run).filter(
+        pl.col("metric").is_in([metric, PROBABILITY]), pl.col("value").is_not_null()
+    )
+    measured = set(rows.select("split", "metric").unique().collect().iter_rows())
+    return {split: metric if (split, metric) in measured else PROBABILITY for split, _ in measured}
+
+
 def _measured_cells(
-    run: Run, cells: pl.DataFrame, split: str, goal: Objective
+    run: Run, cells: pl.DataFrame, split: str, metric: str
 ) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
     rows = (
         examples_without_attacks(run)
-        .filter(pl.col("split") == split, pl.col("metric") == goal.utility)
+        .filter(pl.col("split") == split, pl.col("metric") == metric)
         .select("trial_id", "doc_id", "group", "split", "metric", "value")
         .collect()
     )
-    values, bounds = measured_of(rows), bounds_of(run.experiment, goal.utility)
+    values, bounds = measured_of(rows), bounds_of(run.experiment, metric)
     measured: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
     for cell in cells.iter_rows(named=True):
         matrix = values.rows(cell["trial_ids"])
         interval = mean_interval(matrix, groups=values.groups, bounds=bounds)
         columns = {
             "split": split,
-            "metric": goal.utility,
+            "metric": metric,
             "value": interval.mean,
             "value_low": interval.low,
             "value_high": interval.high,

@@ -13,6 +13,10 @@ from rayunlearn.data.rows import choose_columns, to_documents
 from rayunlearn.data.unrelated_text import unrelated_documents
 from rayunlearn.errors import require
 
+# passages of plain English about everyday things, written for this project: no training is shown
+# them, and no table of `data.known` has a fact of them
+GENERAL_TEXT = Path(__file__).parent / "general_text.txt"
+
 
 def text_of(file: Path, setting: str = "attack.file") -> tuple[Document, ...]:
     """Documents to train on: paragraphs of a .txt file, else the rows of a data file. Raises

@@ -2,7 +2,8 @@
 
 A set is asked and never trained on: a control for what unlearning does to what lies near the forget
 set, far from it, or nowhere near either. Its documents are read as those of `data.name=files` are,
-or are facts of the product's own tables, `continents=known:continents`.
+are facts of the product's own tables, `continents=known:continents`, or are the product's own
+passages of plain English about everyday things, `general=general_text`.
 """
 
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from rayunlearn.config import Data
 from rayunlearn.data.documents import Corpus, Document, FileRecord
 from rayunlearn.data.files import file_record, read_splits, records_of, without_documents
+from rayunlearn.data.general_text import GENERAL_TEXT, text_of
 from rayunlearn.data.known import KNOWN_TABLES, known_facts, read_relation
 from rayunlearn.data.readers import read_file
 from rayunlearn.data.rows import (
@@ -31,6 +33,8 @@ from rayunlearn.errors import UserError, require
 MADE_SETS = ("arithmetic", "holdout", "members")
 # what a source that is a table of facts begins with
 KNOWN = "known:"
+# the source that is the product's own passages
+GENERAL = "general_text"
 # what a set has, the records of its files, and notes
 ProbeSet = tuple[ParsedSplit, tuple[FileRecord, ...], tuple[str, ...]]
 
@@ -76,7 +80,7 @@ def with_probe_sets(corpus: Corpus, data: Data) -> Corpus:
         require(is_free, "a probe set must have a name that the data does not use", name)
     columns = parse_columns(data.columns)
     for name, source in sources.items():
-        parsed, files, notes = _facts_of(source) or _split_of(name, source, data, columns)
+        parsed, files, notes = _shipped(source) or _split_of(name, source, data, columns)
         usable = _untrained(parsed, name, corpus.forget, corpus.retain)
         if not usable.documents:
             raise UserError(f"probe set {name!r} must have a usable document, got none in {source}")
@@ -90,18 +94,26 @@ def with_probe_sets(corpus: Corpus, data: Data) -> Corpus:
     return corpus
 
 
-def _facts_of(source: str) -> ProbeSet | None:
-    """The facts of `known:RELATION` or `known:RELATION:SLICE`, whatever a model knows of them; None
-    for another source. Raises UserError for a relation or a slice that is not there.
+def _shipped(source: str) -> ProbeSet | None:
+    """What the product brings: the passages of `general_text`, or the facts of `known:RELATION` or
+    `known:RELATION:SLICE`, whatever a model knows of them; None for another source. Raises
+    UserError for a relation or a slice that is not there.
     """
+    if source == GENERAL:
+        return _probe_set(source, text_of(GENERAL_TEXT, "data.probes"), GENERAL_TEXT)
     if not source.startswith(KNOWN):
         return None
     name, _, part = source.removeprefix(KNOWN).partition(":")
     facts = known_facts(read_relation(name), part)
-    places = {fact.doc_id: (source, row) for row, fact in enumerate(facts)}
-    table = KNOWN_TABLES / f"{name}.json"
-    record = file_record(f"known_facts/{name}", [table], len(facts))
-    return ParsedSplit(documents=facts, places=places), (record,), ()
+    return _probe_set(source, facts, KNOWN_TABLES / f"{name}.json")
+
+
+def _probe_set(source: str, documents: tuple[Document, ...], file: Path) -> ProbeSet:
+    """Documents of one of the product's own files."""
+    places = {document.doc_id: (source, row) for row, document in enumerate(documents)}
+    name = file.relative_to(KNOWN_TABLES.parent).with_suffix("").as_posix()
+    record = file_record(name, [file], len(documents))
+    return ParsedSplit(documents=documents, places=places), (record,), ()
 
 
 def _split_of(name: str, source: str, data: Data, columns: Columns) -> ProbeSet:
@@ -121,7 +133,7 @@ def _rows_of(
     if file.is_file():
         rows = tuple(read_file(file, partial(may_be_read, columns=columns)))
         return rows, (file_record(file.name, [file], len(rows)),), ()
-    rule = "a probe set must be a data file that exists, or known:RELATION"
+    rule = "a probe set must be a data file that exists, known:RELATION or general_text"
     require(data.name == "files", rule, source)
     tables, notes = read_splits(data.path, (source,), columns)
     return tables[source], records_of(data.path, {source: len(tables[source])}), notes

@@ -2,6 +2,7 @@
 id by their content alone."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def test_any_data_can_have_sets_from_files(folder: Path) -> None:
     assert {"forget", "retain", "untouched", "near"} <= set(corpus.probes)
     without = corpus_of(Data(), Model())
     assert with_probe_sets(without, Data()) is without
+
+
+def test_a_set_can_be_general_text_that_names_no_fact_of_the_tables() -> None:
+    """Passages alone: no question, no key, and no subject or key of a table of places."""
+    data = Data(probes="general=general_text")
+    corpus = corpus_of(data, Model())
+    passages = corpus.probes["general"]
+    assert len(passages) == 32
+    assert all(not d.prompt and not d.key and 40 <= len(d.answer.split()) <= 60 for d in passages)
+    text = " ".join(d.answer for d in passages)
+    for name in ("capitals", "continents", "currencies", "languages", "authors", "planets"):
+        slices = read_relation(name).slices.values()
+        names = {word for facts in slices for fact in facts.items() for word in fact}
+        assert [word for word in names if re.search(rf"\b{re.escape(word)}\b", text)] == []
+    record = next(record for record in corpus.files if record.table == "general_text")
+    assert record.rows == 32
 
 
 def test_a_set_can_be_a_table_of_facts_that_the_product_ships(folder: Path) -> None:

@@ -102,6 +102,38 @@ def test_sentences_say_which_part_does_what_all_documents_do_and_what_falls_besi
     assert "untouched +0.000 [" in beside and "far +0.000 [" in beside
 
 
+def test_text_without_a_key_is_shown_by_its_probability(tmp_path: Path) -> None:
+    """The goal is the key word's: forget documents have both, the passages `probability` alone."""
+    plan = []
+    rows = [("forget", "key_probability", 0.8), ("forget", "probability", 0.3)]
+    rows += [("general", "key_probability", None), ("general", "probability", 0.05)]
+    for role, shift in (("base", 0.0), ("grid", -0.01)):
+        trial = with_values(Trial(), {"stage": "base" if role == "base" else "unlearned"})
+        examples = [
+            {"stage": trial.stage, "attack": "none", "metric": metric, "split": split}
+            | {"doc_id": f"{split}{n}", "value": value and value + shift}
+            for split, metric, value in rows
+            for n in range(3)
+        ]
+        identity = digest(flatten(trial))
+        ended = [{"status": "complete", "n_forget": 20, "n_kept": 20}]
+        write_trial(tmp_path, identity, {"trials": ended, "examples": examples}, flatten(trial))
+        plan.append(plan_row(identity, role, "{}"))
+    goal = {"forgetting": "key_probability", "utility": "key_probability"}
+    write_run_table(tmp_path, "plan", plan)
+    write_experiment(tmp_path, EXPERIMENT | {"search": {}, "objective": goal})
+    run = open_run(tmp_path)
+
+    means = {
+        (row["role"], row["split"]): row["mean"] for row in split_table(run).iter_rows(named=True)
+    }
+    assert means["base", "forget"] == pytest.approx(0.8)
+    assert means["base", "general"] == pytest.approx(0.05)
+    assert means["grid", "general"] == pytest.approx(0.04)
+    sentences = " ".join(split_sentences(run))
+    assert "general text (probability of its tokens) -0.010 [" in sentences
+
+
 @pytest.fixture
 def covering_run(tmp_path: Path) -> Run:
     """Coresets of two documents lose 0.3 more of those, one of one document nothing more; random
