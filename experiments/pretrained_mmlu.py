@@ -11,11 +11,12 @@ shown, falls as far, since a domain is forgotten as a whole. Refuted if a quarte
 all of them (intervals apart), if `near` keeps what the forget set loses, or if as many texts of
 random words forget as much.
 
-Measured is the probability of the true option's text. A third of the questions is answered right
-where a quarter is chance, so `multiple_choice` has little to lose: `rayunlearn prepare` shows it
-of base, with intervals. Nothing is searched: RMU has the settings that the search on capitals found
-(`pretrained_coreset.py`, LOG.md), a look at whether they carry over. On the 135 million parameters
-they do not, and nothing is decided (LOG.md): ask a model that knows more, `--set model.name=...`.
+Measured is the share of the true option in the options' probabilities (`option_probability`, chance
+is a quarter) and, beside it, whether it is the likeliest (`multiple_choice`): of the probability of
+the option's text base has 0.006, nothing to lose (LOG.md). RMU's rate, steering and retain weight
+are searched, at the full forget set: the settings that the search on capitals found move nothing
+here (LOG.md). A third of the questions is answered right where a quarter is chance, so at most that
+difference can go: ask a model that knows more, `--set model.name=...`.
 
 Departures from WMDP: a model of 135 million parameters, questions in place of papers, nothing
 untouched: of nine subjects that were asked (docs/benchmarks.md) no other is clearly above chance.
@@ -26,7 +27,7 @@ import os
 from pathlib import Path
 
 from rayunlearn.config import Data, Measure, Method, Model, Stop, Train, Trial
-from rayunlearn.experiment import Budget, Objective
+from rayunlearn.experiment import Budget, Objective, Range
 from rayunlearn.models.smollm2 import smollm2_folder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
@@ -38,12 +39,15 @@ BASE = Trial(
         options="questions=200,forget=anatomy,human_aging,retain=marketing,untouched=",
         template="chat",
         max_tokens=160,
+        # plain English about everyday things: `probability` of its tokens
+        probes="general=general_text",
     ),
     model=Model(name=str(smollm2_folder()), teach=False),
-    method=Method(forget="rmu", retain="activation", retain_weight=9.955, layer=7),
-    options=(("rmu.steering", 70.71),),
+    method=Method(forget="rmu", retain="activation", retain_weight=4.0, layer=7),
+    # activations of this model at block 7 are 115 to 170 long
+    options=(("rmu.steering", 200.0),),
     train=Train(
-        learning_rate=4.086e-4,
+        learning_rate=2e-3,
         batch_size=4,
         length=40.0,
         layers="5,6,7",
@@ -51,12 +55,21 @@ BASE = Trial(
     ),
     # looked at once, at the end: a look costs as much as ten steps
     stop=Stop(utility_floor=0.0, check_every=40),
-    measure=Measure(metrics="probability", limit_probes="40"),
+    measure=Measure(
+        metrics="option_probability,multiple_choice,probability", limit_probes="forget=60,40"
+    ),
 )
 SEEDS = {("select.seed", "train.seed"): (0, 1, 2, 3, 4)}
 AXES = (
     SEEDS | {"select.ratio": (0.05, 0.25, 1.0)},
     SEEDS | {"select.ratio": (0.25,), "select.text": ("random_text",)},
 )
-BUDGET = Budget(tuning="none")
-OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_floor=0.9)
+SEARCH = {
+    "train.learning_rate": Range(1e-3, 1e-2, log=True),
+    "rmu.steering": Range(50.0, 400.0, log=True),
+    "method.retain_weight": Range(0.5, 8.0, log=True),
+}
+BUDGET = Budget(tuning="shared", trials=6, batch=3)
+OBJECTIVE = Objective(
+    forgetting="option_probability", utility="option_probability", utility_floor=0.9
+)
