@@ -84,7 +84,12 @@ OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_f
 ALONE = {NAMES: (RMU,)}
 PRESETS = {
     "quick": {
-        "AXES": (CURVE | ALONE, QUARTER | RANDOM | ALONE, QUARTER | SAME_BOOK | ALONE),
+        "AXES": (
+            CURVE | ALONE,
+            SELECTORS | ALONE,
+            QUARTER | RANDOM | ALONE,
+            QUARTER | SAME_BOOK | ALONE,
+        ),
         "BUDGET": Budget(tuning="shared", trials=4, batch=4),
     },
 }

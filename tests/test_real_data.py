@@ -143,7 +143,7 @@ def test_the_stories_model_learns_tofu_questions_and_unlearns_the_forget_part(
     data = Data(name="files", path=str(tmp_path), max_tokens=128)
     start = with_values(
         Trial(data=data),
-        {"model.name": str(STORIES), "model.teach_epochs": 60, "model.teach_learning_rate": 5e-3},
+        {"model.name": str(STORIES), "model.teach_epochs": 40, "model.teach_learning_rate": 5e-3},
     )
     settings = {
         "train.learning_rate": 2e-3,

@@ -87,7 +87,7 @@ def coreset_table(run: Run) -> pl.DataFrame:
         for name, (_, metric) in _measures(objective_of(run.experiment)).items()
     }
     context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
-    targets = targets_of_run(run, trials_with_roles(run))
+    targets = targets_of_run(run)
     lower = lower_is_forgotten(run.experiment)
     rows = []
     for cell in cells.iter_rows(named=True):

@@ -228,7 +228,7 @@ def ranking_of_frames(run: Run) -> Iterator[RankedMethod]:
         .unique("trial_id", keep="first", maintain_order=True)
     )
     settings, goal = varying_settings(run, placed), objective_of(run.experiment)
-    targets = targets_of_run(run, trials_with_roles(run))
+    targets = targets_of_run(run)
     bounds = {
         "left": bounds_of(run.experiment, goal.forgetting),
         "retained": bounds_of(run.experiment, goal.utility),

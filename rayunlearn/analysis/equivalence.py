@@ -329,7 +329,7 @@ def coreset_cells(run: Run, stage: str = "") -> tuple[list[CoresetCell], dict[st
         for split, metric in (("forget", goal.forgetting), (goal.utility_split, goal.utility))
     ]
     context_settings = [name for name in settings if name.startswith(CONTEXT_SECTIONS)]
-    targets = targets_of_run(run, trials_with_roles(run))
+    targets = targets_of_run(run)
     grid, places = [], {}
     for _, rows in placed.filter(pl.col("role") == "grid").group_by(
         [*CELL_SETTINGS, *settings], maintain_order=True

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,9 @@ from rayunlearn.analysis.targets import (
 from rayunlearn.analysis.two_way import Groups, group_codes
 from rayunlearn.config import FULL_RATIO, SEED_SETTINGS, Objective, recorded_objective
 from rayunlearn.storage.run import Run
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # settings of where a cell is, not of what is done there
 CONTEXT_SECTIONS = ("data.", "model.")
@@ -62,6 +66,26 @@ def lower_is_forgotten(experiment: Mapping[str, Any]) -> bool:
     )
 
 
+def computed_once(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """The function, whose result for the same arguments is kept with a run that is in memory
+    (`Run.in_memory`): a report asks for the same frames from every section. Nobody may change what
+    it returns.
+    """
+
+    @wraps(function)
+    def computing(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        if run.computed is None:
+            return function(run, *args, **kwargs)
+        key = (function.__qualname__, args, tuple(sorted(kwargs.items())))
+        if key not in run.computed:
+            run.computed[key] = function(run, *args, **kwargs)
+        result: T = run.computed[key]
+        return result
+
+    return computing
+
+
+@computed_once
 def trials_with_roles(run: Run) -> pl.DataFrame:
     """Ended trials with their place in the plan; a trial has several rows where it serves several
     purposes or groups.
@@ -97,11 +121,10 @@ def varying_settings(run: Run, placed: pl.DataFrame) -> list[str]:
     """
     grid = placed.filter(pl.col("role") == "grid")
     hidden = {*SEED_SETTINGS, *CELL_SETTINGS, *run.experiment.get("search", {})}
-    names = [
-        name
-        for name in grid.columns
-        if "." in name and name not in hidden and grid[name].drop_nulls().n_unique() > 1
-    ]
+    settings = [name for name in grid.columns if "." in name and name not in hidden]
+    # in one query: a run has a hundred settings
+    counts = grid.select(pl.col(name).drop_nulls().n_unique() for name in settings)
+    names = [name for name in settings if counts[name].item() > 1]
     context_settings = _undecided(grid, (), [n for n in names if n.startswith(CONTEXT_SECTIONS)])
     others = [name for name in names if not name.startswith(CONTEXT_SECTIONS)]
     methods = ("method.forget", "method.retain")
@@ -120,6 +143,7 @@ def _undecided(grid: pl.DataFrame, fixed: Sequence[str], names: Sequence[str]) -
     return chosen
 
 
+@computed_once
 def trial_table(run: Run) -> pl.DataFrame:
     """`trials_with_roles` with columns `forgetting`, `utility` and `untouched` (the utility metric
     on that split), means over documents, null where not measured, and what they are held against.
@@ -186,7 +210,7 @@ AIMED_SCHEMA = {
 def _aimed_rows(run: Run, placed: pl.DataFrame) -> list[dict[str, Any]]:
     """Columns AIMED_SCHEMA of the unlearned trials that were measured."""
     measured = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
-    targets = targets_of_run(run, placed)
+    targets = targets_of_run(run)
     lower = lower_is_forgotten(run.experiment)
     rows = []
     for trial in placed.unique("trial_id", keep="first", maintain_order=True).to_dicts():
@@ -225,13 +249,14 @@ class RunTargets:
         return target if np.isfinite(target.values).any() else None
 
 
-def targets_of_run(run: Run, placed: pl.DataFrame) -> RunTargets:
+@computed_once
+def targets_of_run(run: Run) -> RunTargets:
     """Gold's values of the forgetting metric, or its chance level on base where there is no gold or
-    the objective aims at chance (`objective.target`); `placed`: `trials_with_roles` of the run.
+    the objective aims at chance (`objective.target`).
 
     A run whose objective has no target has them too: they say what is over-forgotten there.
     """
-    goal = objective_of(run.experiment)
+    goal, placed = objective_of(run.experiment), trials_with_roles(run)
     settings = [n for n in varying_settings(run, placed) if n.startswith(CONTEXT_SECTIONS)]
     metrics = {"chance": chance_metric(run.experiment, goal.forgetting)}
     if goal.target != "chance":
@@ -342,6 +367,7 @@ def searches_of(run: Run) -> dict[str, tuple[int, ...]]:
     return searches if any(max(numbers) > 0 for numbers in searches.values()) else {}
 
 
+@computed_once
 def values_by_trial(run: Run, split: str, metric: str, stage: str) -> MetricValues:
     """A metric on a split, (trials, documents), of what the trials are about
     (`examples_without_attacks`).

@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,8 @@ class Run:
         quarantine: documents that were rejected, and why.
         scores: scores of documents that selectors used.
         experiment: what experiment.json holds: name, question, objective, metrics.
+        computed: what `analysis` has computed of tables that are in memory, so that it is computed
+            once; None where the tables are files, which may change.
 
     Example:
         >>> run = open_run("docs/notebooks/runs/coreset")
@@ -135,6 +137,7 @@ class Run:
     quarantine: pl.LazyFrame
     scores: pl.LazyFrame
     experiment: dict[str, Any]
+    computed: dict[tuple[Any, ...], Any] | None = field(default=None, repr=False, compare=False)
 
     def in_memory(self) -> "Run":
         """The same run, its small tables read now and once. A report asks them hundreds of times,
@@ -154,7 +157,7 @@ class Run:
             for table in (*PER_TRIAL, *RUN_TABLES)
             if _table_bytes(self.path, table) <= IN_MEMORY_BYTES
         }
-        return replace(self, **small)
+        return replace(self, **small, computed={})
 
     def __repr__(self) -> str:
         ended = self.trials.select(pl.len()).collect().item()

@@ -1,13 +1,21 @@
 """Frames of a run that the tables are computed from."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import polars as pl
+from polars.testing import assert_frame_equal
 
-from rayunlearn.analysis.run_frames import means_by, varying_settings
-from rayunlearn.storage.run import Run
+from rayunlearn.analysis.run_frames import (
+    means_by,
+    trial_table,
+    values_by_trial,
+    varying_settings,
+)
+from rayunlearn.storage.run import Run, open_run, write_run_table
+from tests import synthetic
 
 
 def test_a_mean_is_the_same_to_the_last_bit_in_any_order_of_the_rows() -> None:
@@ -41,3 +49,22 @@ def test_a_setting_that_the_method_decides_is_no_setting_that_varies() -> None:
     )
     run = SimpleNamespace(experiment={"search": {}})
     assert varying_settings(cast(Run, run), grid) == ["train.length"]
+
+
+def test_a_frame_is_computed_once_of_a_run_in_memory_and_anew_where_files_may_change(
+    tmp_path: Path,
+) -> None:
+    folder = synthetic.write_run(tmp_path)
+    on_disk, in_memory = open_run(folder), open_run(folder).in_memory()
+    before = trial_table(on_disk)
+    assert trial_table(in_memory) is trial_table(in_memory)
+    assert values_by_trial(in_memory, "forget", "probability", "") is not values_by_trial(
+        in_memory, "retain", "probability", ""
+    )
+    assert_frame_equal(trial_table(in_memory), before)
+    values = {"forget": 0.5, "retain": 0.9}
+    other = synthetic.add_trial(folder, {"train.seed": 77}, values, coverage=None)
+    plan = on_disk.plan.collect().to_dicts()
+    write_run_table(folder, "plan", [*plan, synthetic.plan_row(other, "grid", "{}")])
+    assert trial_table(in_memory).height == before.height
+    assert trial_table(open_run(folder)).height == before.height + 1

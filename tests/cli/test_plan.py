@@ -41,7 +41,7 @@ from rayunlearn.planning.planner import grid_groups
 from rayunlearn.recipes import RECIPES, values
 from rayunlearn.registry import check_trial
 from rayunlearn.train.adapters import ADAPTERS
-from rayunlearn.trial import known
+from rayunlearn.trial import domain, known
 from rayunlearn.trial.ask import Knowledge
 from rayunlearn.trial.workspace import validate_trial
 
@@ -96,6 +96,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     tables = {"wmdp/wmdp-bio/test": choices, "muse-news/verbmem/forget": verbatim()}
     tables |= {f"{corpus}/mmlu/all/test": subjects(choices) for corpus in ("wmdp", "biology")}
+    tables["mmlu/all/test"] = domain_questions()
     for corpus in ("muse-news", "muse-books"):
         tables |= {f"{corpus}/verbmem/forget": verbatim()}
         for table in ("raw/forget", "raw/retain1", "privleak/forget", "privleak/holdout"):
@@ -143,6 +144,20 @@ def subjects(choices: list[dict[str, object]]) -> list[dict[str, object]]:
     ]
 
 
+def domain_questions() -> list[dict[str, object]]:
+    """MMLU's rows of the subjects of `pretrained_mmlu.py`."""
+    return [
+        {
+            "question": f"w{n} w{n + 1} w{number} ?",
+            "choices": [f"w{n}", f"w{n + 1}", f"w{n + 2}", f"w{n + 3}"],
+            "answer": n % 4,
+            "subject": subject,
+        }
+        for number, subject in enumerate(("anatomy", "human_aging", "marketing"))
+        for n in range(12)
+    ]
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     words = ["<unk>", "</s>", *(f"w{n}" for n in range(50)), "?", "Question", "Answer", ":"]
     made = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
@@ -153,12 +168,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(autouse=True)
 def standing_there(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the folder of the stand-ins, whose rows nobody recorded. A real model counts as knowing
-    every fact: to ask it takes minutes, and tests/trial/test_known.py does.
+    every fact and every answer: to ask it takes minutes, and tests/trial/test_known.py and
+    tests/trial/test_domain.py do.
     """
     monkeypatch.chdir(stand_ins)
     monkeypatch.setattr(known, "ask", knows_everything)
+    monkeypatch.setattr(domain, "choose", answers_everything)
     # what a stand-in says is kept nowhere
-    monkeypatch.setattr(known, "user_cache", lambda _: None)
+    for asking in (known, domain):
+        monkeypatch.setattr(asking, "user_cache", lambda _: None)
+    monkeypatch.setenv("MMLU", str(stand_ins / "mmlu"))
     monkeypatch.setattr(checksums, "MMLU", checksums.NO_CHECKSUMS)
     for name, row in benchmarks.LOADERS.items():
         monkeypatch.setitem(benchmarks.LOADERS, name, replace(row, recorded=checksums.NO_CHECKSUMS))
@@ -169,6 +188,12 @@ def knows_everything(
     _model: object, _tokenizer: object, facts: list[Document], *_: object
 ) -> list[Knowledge]:
     return [Knowledge(key=1.0, paraphrase=1.0, completion=1.0, margin=1.0) for _ in facts]
+
+
+def answers_everything(
+    _model: object, _tokenizer: object, questions: list[Document], *_: object
+) -> list[bool]:
+    return [True] * len(questions)
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
