@@ -58,6 +58,8 @@ FAMILIES: dict[str, Mapping[str, object]] = {
     "smollm3": SHAPE,
     "mamba": MAMBA,
 }
+# attention of their own, or states in the place of attention: their passes are padded
+PADDED = ("bloom", "falcon", "mamba")
 
 
 def toy_model(family: str, vocab_size: int = 37, seed: int = 0) -> PreTrainedModel:

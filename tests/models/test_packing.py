@@ -28,11 +28,9 @@ from rayunlearn.models.packed_layout import branching_layout, layout_of
 from rayunlearn.models.packing import Abilities, abilities, padded_passes
 from rayunlearn.models.reference import reference_of
 from rayunlearn.train.step import StepLoss
-from tests.families import FAMILIES, toy_model
+from tests.families import FAMILIES, PADDED, toy_model
 from tests.tiny_models import SEQUENCES, tiny_model
 
-# attention of their own, or states in the place of attention
-PADDED = ("bloom", "falcon", "mamba")
 OTHERS = [
     Encoded("d", (1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 2), 7),
     Encoded("e", (1, 21, 22, 2), 2),
