@@ -5,6 +5,7 @@ over the tables.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -291,6 +292,12 @@ COMPANION_SEQUENCES = [
 KINDS = ("token_nll", "log_probs", "hidden", "hidden_norm")
 
 
+@cache
+def reference_model() -> torch.nn.Module:
+    """The model that references are made of; nothing changes it."""
+    return tiny_model(seed=0)
+
+
 def made_view(
     sequences: list,
     reference_model: torch.nn.Module,
@@ -319,7 +326,7 @@ def test_padding_does_not_change_a_loss(family: str, name: str) -> None:
     exactly.
     """
     function = TABLES[family][name].function
-    model, frozen = tiny_model(seed=1), tiny_model(seed=0)
+    model, frozen = tiny_model(seed=1), reference_model()
     with torch.no_grad():
         alone = value(function, made_view(SEQUENCES[:1], frozen, model))
         padded = made_view(SEQUENCES, frozen, model)
@@ -370,13 +377,19 @@ def sharp_model(seed: int) -> torch.nn.Module:
     return model
 
 
+@cache
+def sharp_reference_model() -> torch.nn.Module:
+    """Another one, which references are made of; nothing changes it."""
+    return sharp_model(0)
+
+
 @pytest.mark.parametrize(("family", "name"), [r for r in ROWS if r[1] != "none"])
 def test_gradient_equals_a_finite_difference_along_itself(family: str, name: str) -> None:
     """The slope along the normed gradient is its length; any wrong component would shorten what the
     difference sees.
     """
     function = TABLES[family][name].function
-    model, frozen = sharp_model(1), sharp_model(0)
+    model, frozen = sharp_model(1), sharp_reference_model()
     view = made_view(SEQUENCES, frozen, model, torch.float64)
     weight = model.model.layers[1].mlp.down_proj.weight
     (gradient,) = torch.autograd.grad(value(function, view), weight)
@@ -402,13 +415,7 @@ def test_a_loss_computed_in_bfloat16_is_the_float32_one_but_for_rounding(
     """As on a GPU: float32 weights, bfloat16 products, reference in the same precision; the
     gradient lands in float32.
     """
-    function, (model, frozen) = (
-        TABLES[family][name].function,
-        (
-            tiny_model(seed=1),
-            tiny_model(seed=0),
-        ),
-    )
+    function, model, frozen = TABLES[family][name].function, tiny_model(seed=1), reference_model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = value(function, made_view(SEQUENCES, frozen, model))
     loss.backward()

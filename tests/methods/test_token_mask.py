@@ -1,9 +1,11 @@
 """Which tokens a forget loss counts: hand-made rules, and every forget loss under every rule."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from rayunlearn.data.tokenize import Encoded
 from rayunlearn.errors import UserError
@@ -25,13 +27,19 @@ LABELLED = torch.tensor([[False, True, True, True], [False, True, False, False]]
 KINDS = ("token_nll", "log_probs", "hidden", "hidden_norm")
 
 
+@cache
+def reference_model() -> PreTrainedModel:
+    """The model that references are made of; nothing changes it."""
+    return tiny_model(seed=0)
+
+
 def view_of(rule: TokenRule, sequences: list[Encoded] = SEQUENCES) -> LossInputs:
     """The batch as a loss sees it under the rule; the companions are the documents themselves."""
 
     model, control = tiny_model(seed=1), control_direction(16, 0)
 
     def one(text_rule: TokenRule, companions: dict[str, LossInputs]) -> LossInputs:
-        reference = reference_of(tiny_model(seed=0), sequences, KINDS, 1, text_rule.temperature)
+        reference = reference_of(reference_model(), sequences, KINDS, 1, text_rule.temperature)
         return LossInputs(
             model,
             sequences,
