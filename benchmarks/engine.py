@@ -283,8 +283,8 @@ def plain_loss(
 def stepping(
     model: PreTrainedModel, loss: Callable[[int], Tensor], parameters: str, plain: bool
 ) -> Callable[[], float]:
-    """One step: loss, gradient, clipping, AdamW. The plain way leaves every parameter its gradient,
-    as the peers do.
+    """One step: loss, gradient, clipping, AdamW. The plain way leaves every parameter its gradient
+    and tells every module at every step that it trains, as the peers do.
     """
     chosen = choose_parameters(model, parameters)
     if plain:
@@ -293,9 +293,8 @@ def stepping(
     optimizer = adamw(chosen, 0.0)
 
     def step() -> float:
-        model.train()
-        if not plain:
-            choose_parameters(model, parameters)
+        if plain or not model.training:
+            model.train()
         value = loss(0)
         value.backward()
         torch.nn.utils.clip_grad_norm_(chosen, 1.0)

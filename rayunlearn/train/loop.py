@@ -318,11 +318,14 @@ def optimise(
     record = trainer.restore(checkpoints)
     saved_step, n_trained = len(record.rows), sum(p.numel() for p in chosen)
     record.pause_if_due(checkpoints)
+    model.train()
     for number in range(saved_step + 1, steps + 1):
         if record.outcome != "complete":
             break
-        # whoever looked at the last step may have left it in evaluation mode
-        model.train()
+        # Whoever looked at the last step may have left it in evaluation mode. To tell each of
+        # hundreds of modules at every step would take a hundredth of it.
+        if not model.training:
+            model.train()
         record.add(trainer.step(loss_of_step, number))
         _measure_if_due(model, callbacks, record, n_trained)
         is_last = number == steps
