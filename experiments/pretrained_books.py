@@ -24,8 +24,8 @@ texts bring no questions about their content). The passages are written by
       --retain-passages 20 --near 20 --output runs/books-real
 
 where BOOKS is any file of books with the columns title and text (Project Gutenberg's, say);
-another folder is `BOOKS=DIRECTORY`. `--preset quick`: RMU alone, half of the search. `make smollm2`
-brings the model.
+another folder is `BOOKS=DIRECTORY`. `--preset rmu`: RMU alone, half of the search; `--preset quick`:
+the same without selectors. `make smollm2` brings the model.
 """
 
 import os
@@ -82,14 +82,9 @@ SEARCH = {
 BUDGET = Budget(tuning="shared", trials=8, batch=4)
 OBJECTIVE = Objective(forgetting="probability", utility="probability", utility_floor=0.9)
 ALONE = {NAMES: (RMU,)}
+QUICK = (CURVE | ALONE, QUARTER | RANDOM | ALONE, QUARTER | SAME_BOOK | ALONE)
+SMALL = Budget(tuning="shared", trials=4, batch=4)
 PRESETS = {
-    "quick": {
-        "AXES": (
-            CURVE | ALONE,
-            SELECTORS | ALONE,
-            QUARTER | RANDOM | ALONE,
-            QUARTER | SAME_BOOK | ALONE,
-        ),
-        "BUDGET": Budget(tuning="shared", trials=4, batch=4),
-    },
+    "quick": {"AXES": QUICK, "BUDGET": SMALL},
+    "rmu": {"AXES": (*QUICK, SELECTORS | ALONE), "BUDGET": SMALL},
 }
