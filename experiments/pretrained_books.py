@@ -24,8 +24,8 @@ texts bring no questions about their content). The passages are written by
       --retain-passages 20 --near 20 --output runs/books-real
 
 where BOOKS is any file of books with the columns title and text (Project Gutenberg's, say);
-another folder is `BOOKS=DIRECTORY`. `--preset rmu`: RMU alone, half of the search; `--preset quick`:
-the same without selectors. `make smollm2` brings the model.
+another folder is `BOOKS=DIRECTORY`. `--preset rmu`: RMU alone, half of the search. `--preset
+quick`: the same without selectors. `make smollm2` brings the model.
 """
 
 import os
