@@ -21,8 +21,11 @@ from rayunlearn.analysis.run_frames import (
 )
 from rayunlearn.storage.run import Run
 
-SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain", "general")
-NAMES = {"general": "general text (probability of its tokens)"}
+ANSWERED_SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
+# text without a key, shown by the probability of its tokens, of which so little is base's own that
+# what changes is said in shares of it
+GENERAL = "general"
+SPLITS = (*ANSWERED_SPLITS, GENERAL)
 CELL = ("role", "method", "arm", "ratio")
 SPLIT_SCHEMA = {
     "role": pl.String,
@@ -247,14 +250,41 @@ def split_sentences(run: Run) -> list[str]:
         sentences += [_part_sentence(row) for row in table.iter_rows(named=True)]
         if base is not None:
             fallen = pl.concat(
-                [compared(run, [(place, base)], split) for split in SPLITS if split != "retain"]
+                [
+                    compared(run, [(place, base)], split)
+                    for split in ANSWERED_SPLITS
+                    if split != "retain"
+                ]
             )
             words = ", ".join(
-                f"{NAMES.get(row['split'], row['split'])} {in_words(row)}"
-                for row in fallen.iter_rows(named=True)
+                f"{row['split']} {in_words(row)}" for row in fallen.iter_rows(named=True)
             )
             sentences.append(f"{method}: all documents change what base knows: {words}.")
-    return sentences
+    return [*sentences, *_general_sentences(run)]
+
+
+def _general_sentences(run: Run) -> list[str]:
+    """What each cell of a method changes of general text, in shares of base's probability of its
+    tokens.
+    """
+    table = split_table(run).filter(pl.col("split") == GENERAL)
+    before = table.filter(pl.col("role") == "base")["mean"].to_list()
+    if not before:
+        return []
+    cells = cells_of(run)
+    base = next(place for place in cells if place[0] == "base")
+    pairs = [(place, base) for place in cells if place[0] == "grid"]
+    changes: dict[str, list[str]] = {}
+    for row in compared(run, pairs, GENERAL).iter_rows(named=True):
+        mean, low, high = (100 * row[name] / before[0] for name in ("mean", "low", "high"))
+        changes.setdefault(row["method"], []).append(
+            f"{row['one']} {mean:+.1f}% [{low:+.1f}, {high:+.1f}]"
+        )
+    return [
+        f"{method}: of general text, base's probability of a token {before[0]:.4f}, change:"
+        f" {', '.join(words)}."
+        for method, words in changes.items()
+    ]
 
 
 def _part_sentence(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,12 @@ from typing import Any
 
 import polars as pl
 
-from experiments.findings.by_split import covered_sentences, split_sentences, split_table
+from experiments.findings.by_split import (
+    GENERAL,
+    covered_sentences,
+    split_sentences,
+    split_table,
+)
 from experiments.findings.figures import picture_of
 from experiments.findings.optimizers import (
     cell_headers,
@@ -351,8 +356,8 @@ def split_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
     """
     table = split_table(run)
     wide = table.with_columns(
-        pl.struct("mean", mean_low="low", mean_high="high")
-        .map_elements(lambda row: format_interval(row, "mean"), return_dtype=pl.String)
+        pl.struct("split", "mean", mean_low="low", mean_high="high")
+        .map_elements(_value_on_split, return_dtype=pl.String)
         .alias("value")
     ).pivot(on="split", index=["role", "method", "arm", "ratio", "seeds"], values="value")
     sentences = [
@@ -361,6 +366,13 @@ def split_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
         *baseline_sentences(baseline_table(run)),
     ]
     return sentences, _table(wide)
+
+
+def _value_on_split(row: Mapping[str, Any]) -> str:
+    """With a digit more where the numbers are of general text, all of them small and alike."""
+    if row["split"] == GENERAL:
+        return f"{row['mean']:.4f} [{row['mean_low']:.4f}, {row['mean_high']:.4f}]"
+    return format_interval(row, "mean")
 
 
 def attribution_findings(run: Run) -> tuple[list[str], SummaryTable | None]:
@@ -500,9 +512,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_coreset",
         title="What do a few documents of a real model do?",
         answer=(
-            "One question of twenty unlearns what all twenty do, with RMU and with NPO, and so do"
-            " wrong answers; facts outside the coreset are lost as those in it are: what is"
-            " forgotten is a kind of question."
+            "One question of twenty unlearns nearly what all twenty do, with RMU and with NPO, and"
+            " so do wrong answers; facts outside the coreset are lost as those in it are: what is"
+            " forgotten is a kind of question. Plain English hardly notices."
         ),
         verdict=split_findings,
         published=(
@@ -515,8 +527,8 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_coreset",
         title="Does that hold for another relation?",
         answer=(
-            "Yes for the number of documents and for wrong answers; the wording loses half of"
-            " its part instead of a sixth."
+            "Yes for the number of documents and for wrong answers; the same facts in other words"
+            " lose half, where capitals lose a tenth to a third, as the search has it."
         ),
         verdict=split_findings,
         published="Nothing that we know of.",

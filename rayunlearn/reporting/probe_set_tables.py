@@ -1,5 +1,8 @@
 """The table of further probe sets, for the terminal and the report."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import polars as pl
 
 from rayunlearn.analysis.coreset_table import extra_settings
@@ -26,22 +29,35 @@ def probe_set_sections(run: Run) -> list[Section]:
         _set_cells(cells, settings, sets) for _, cells in table.group_by(keys, maintain_order=True)
     ]
     counts = dict(table.select("split", "n_documents").unique(maintain_order=True).iter_rows())
-    metric = table["metric"][0]
+    metrics = dict(table.select("split", "metric").unique(maintain_order=True).iter_rows())
     headers = {
         "method": "method",
         **dict.fromkeys(settings, "setting that varies"),
         "selector": "how the coreset was chosen",
         "coreset": "share and number of forget documents that unlearning trained on",
-        **{name: f"split {name}, {counts[name]} documents: {metric}" for name in sets},
+        **{name: f"split {name}, {counts[name]} documents: {metrics[name]}" for name in sets},
     }
     return [
         Section(
             anchor="probe-sets",
             title="Further probe sets",
-            caption=f"Mean {metric} with a 95% t interval over seeds and documents, by set.",
+            caption=f"Mean {_metrics_in_words(metrics)} with a 95% t interval over seeds and"
+            " documents, by set.",
             view=attribution_view(headers, rows),
         )
     ]
+
+
+def _metrics_in_words(metrics: Mapping[str, str]) -> str:
+    """`key_probability (of general: probability)`: the metric of most sets, and of which sets it is
+    another.
+    """
+    usual, *others = [name for name, _ in Counter(metrics.values()).most_common()]
+    exceptions = [
+        f"of {', '.join(name for name in metrics if metrics[name] == other)}: {other}"
+        for other in others
+    ]
+    return f"{usual} ({'; '.join(exceptions)})" if exceptions else usual
 
 
 def _set_cells(cells: pl.DataFrame, settings: list[str], sets: list[str]) -> tuple[str, ...]:

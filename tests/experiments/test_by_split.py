@@ -131,7 +131,15 @@ def test_text_without_a_key_is_shown_by_its_probability(tmp_path: Path) -> None:
     assert means["base", "general"] == pytest.approx(0.05)
     assert means["grid", "general"] == pytest.approx(0.04)
     sentences = " ".join(split_sentences(run))
-    assert "general text (probability of its tokens) -0.010 [" in sentences
+    # 0.04 in place of 0.05
+    assert "general text, base's probability of a token 0.0500, change: all 100% -20.0% [" in (
+        sentences
+    )
+    _, table = split_findings(run)
+    assert table is not None and [row[-1] for row in table.rows] == [
+        "0.0500 [0.0500, 0.0500]",
+        "0.0400 [0.0400, 0.0400]",
+    ]
 
 
 @pytest.fixture
