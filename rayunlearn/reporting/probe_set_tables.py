@@ -28,24 +28,33 @@ def probe_set_sections(run: Run) -> list[Section]:
     rows = [
         _set_cells(cells, settings, sets) for _, cells in table.group_by(keys, maintain_order=True)
     ]
-    counts = dict(table.select("split", "n_documents").unique(maintain_order=True).iter_rows())
     metrics = dict(table.select("split", "metric").unique(maintain_order=True).iter_rows())
-    headers = {
-        "method": "method",
-        **dict.fromkeys(settings, "setting that varies"),
-        "selector": "how the coreset was chosen",
-        "coreset": "share and number of forget documents that unlearning trained on",
-        **{name: f"split {name}, {counts[name]} documents: {metrics[name]}" for name in sets},
-    }
     return [
         Section(
             anchor="probe-sets",
             title="Further probe sets",
             caption=f"Mean {_metrics_in_words(metrics)} with a 95% t interval over seeds and"
             " documents, by set.",
-            view=attribution_view(headers, rows),
+            view=attribution_view(_headers(table, settings, metrics), rows),
         )
     ]
+
+
+def _headers(
+    table: pl.DataFrame, settings: list[str], metrics: Mapping[str, str]
+) -> dict[str, str]:
+    """Title of every column and what it says; `metrics`: set -> its metric."""
+    counts = dict(table.select("split", "n_documents").unique(maintain_order=True).iter_rows())
+    return {
+        "method": "method",
+        **dict.fromkeys(settings, "setting that varies"),
+        "selector": "how the coreset was chosen",
+        "coreset": "share and number of forget documents that unlearning trained on",
+        **{
+            name: f"split {name}, {counts[name]} documents: {metric}"
+            for name, metric in metrics.items()
+        },
+    }
 
 
 def _metrics_in_words(metrics: Mapping[str, str]) -> str:

@@ -322,10 +322,7 @@ def optimise(
     for number in range(saved_step + 1, steps + 1):
         if record.outcome != "complete":
             break
-        # Whoever looked at the last step may have left it in evaluation mode. To tell each of
-        # hundreds of modules at every step would take a hundredth of it.
-        if not model.training:
-            model.train()
+        _train_again(model)
         record.add(trainer.step(loss_of_step, number))
         _measure_if_due(model, callbacks, record, n_trained)
         is_last = number == steps
@@ -338,6 +335,14 @@ def optimise(
         wrapper.at_end()
     model.eval()
     return TrainLog(tuple(record.rows), record.outcome, record.presentations, n_trained)
+
+
+def _train_again(model: nn.Module) -> None:
+    """Whoever looked at the last step may have left the model in evaluation mode. To tell each of
+    hundreds of modules at every step would take a hundredth of it.
+    """
+    if not model.training:
+        model.train()
 
 
 def _measure_if_due(
