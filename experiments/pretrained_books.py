@@ -47,7 +47,7 @@ BASE = Trial(
         probes="near=near,untouched=untouched,general=general_text",
         max_tokens=128,
     ),
-    model=Model(name=str(smollm2_folder()), teach_precision="bfloat16"),
+    model=Model(name=str(smollm2_folder()), teach_precision="fastest"),
     method=Method(retain_weight=4.0, layer=7),
     # activations of this model at block 7 are 115 to 170 long
     options=(("rmu.steering", 200.0),),

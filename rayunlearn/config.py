@@ -60,7 +60,7 @@ SUBSTITUTES = ("other_documents", "shuffled_answers", "random_text")
 STEERING_UNITS = ("absolute", "activation")
 PREFERRED = ("refusal", "alternate", "wrong")
 PRECISIONS = ("auto", "float32", "bfloat16", "fastest")
-TEACH_PRECISIONS = ("float32", "bfloat16")
+TEACH_PRECISIONS = ("float32", "bfloat16", "fastest")
 # train.weights
 STORAGES = ("float32", "bfloat16", "nf4")
 # stop.keep
@@ -218,7 +218,8 @@ class Model:
 
     `teach`: train it on the corpus first (base: forget + retain; gold: retain alone), for so many
     epochs, at that peak rate, in batches of so many documents; products are computed in
-    `teach_precision`, weights are float32 always. 0 stands for what fits: 35 or 20 epochs (by size)
+    `teach_precision` (fastest: as in `Train`; training.json says what it was), weights are float32
+    always. 0 stands for what fits: 35 or 20 epochs (by size)
     at 2e-3 in batches of 16 for a model built here, 5 epochs at 1e-3 in batches of 8 for a loaded
     one (found on 135 million parameters; for a billion and more papers take 1e-5 to 2e-5). With
     `teach` off the model is taken as it is, `gold` may name a model that never saw the forget set,

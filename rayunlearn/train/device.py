@@ -58,12 +58,12 @@ def computing(device: torch.device, products: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=products == BFLOAT16)
 
 
-def precision_of_products(model: PreTrainedModel, precision: str, cache: Path) -> str:
+def precision_of_products(model: PreTrainedModel, precision: str, cache: Path | None) -> str:
     """What `train.precision` means for this model on this machine: float32 or bfloat16.
 
     auto: bfloat16 on a GPU that has it, float32 on a processor. fastest: on a processor too, where
     the model's own matrices are multiplied faster in it; tried once per machine and kept in the
-    folder `cache`, so that all its workers compute alike.
+    folder `cache`, so that all its workers compute alike (None: kept nowhere).
     """
     if precision in (FLOAT32, BFLOAT16):
         return precision
@@ -72,6 +72,8 @@ def precision_of_products(model: PreTrainedModel, precision: str, cache: Path) -
     if precision == "auto":
         return FLOAT32
     shapes = sorted(tuple(p.shape) for p in blocks(model)[0].parameters() if p.dim() == 2)
+    if cache is None:
+        return _fastest(tuple(shapes))
     key: dict[str, object] = {
         "host": socket.gethostname(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -22,7 +22,7 @@ from rayunlearn.lazy import torch
 from rayunlearn.models.forward import token_nll
 from rayunlearn.models.load import load_model, save_model
 from rayunlearn.models.scratch import SHAPES, build_model, build_tokenizer
-from rayunlearn.train.device import computing
+from rayunlearn.train.device import computing, precision_of_products
 from rayunlearn.train.loop import OptimizerSettings, TrainLog, optimise
 from rayunlearn.train.step import StepLoss
 
@@ -49,7 +49,13 @@ RECIPE: dict[str, Any] = {
 
 
 def train_base_or_gold(
-    trial: Trial, corpus: Corpus, role: str, directory: Path, progress: Callable[[int, int], None]
+    trial: Trial,
+    corpus: Corpus,
+    role: str,
+    directory: Path,
+    progress: Callable[[int, int], None],
+    *,
+    cache: Path | None = None,
 ) -> None:
     """Train the model of `trial.model` on the corpus and write it, with its tokenizer and
     training.json, to `directory`.
@@ -57,8 +63,9 @@ def train_base_or_gold(
     `role` base: forget, retain and the extra training documents; gold: the same without the forget
     side. Base and gold are matched in EPOCHS: both see each of their documents equally often, so
     gold takes fewer optimizer steps. The folder appears whole, as the last act. `progress(step,
-    steps)` is called after every step. Raises UserError for an unknown role or a corpus that leaves
-    nothing to learn.
+    steps)` is called after every step. `cache`: where a machine's faster precision is kept, for
+    `model.teach_precision=fastest`; tried here without one. Raises UserError for an unknown role or
+    a corpus that leaves nothing to learn.
     """
     started = time.perf_counter()
     documents = training_documents(corpus, role)
@@ -66,12 +73,14 @@ def train_base_or_gold(
     sequences = encode_documents(documents, tokenizer, trial.data.template, trial.data.max_tokens)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     with one_thread():
-        log = train_language_model(model, sequences, trial, progress)
+        products = precision_of_products(model, trial.model.teach_precision, cache)
+        log = train_language_model(model, sequences, trial, progress, products)
     record = {
         "role": role,
         "documents": len(documents),
         "steps": len(log.rows),
         "learning_rate": learning_rate(trial),
+        "computed_in": products,
         "seconds": round(time.perf_counter() - started, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "losses": [round(row.loss, 6) for row in log.rows],
@@ -150,9 +159,10 @@ def train_language_model(
     sequences: Sequence[Encoded],
     trial: Trial,
     progress: Callable[[int, int], None],
+    products: str,
 ) -> TrainLog:
-    """AdamW on the mean NLL of each batch's label tokens.
-    Batches hold sequences of similar length.
+    """AdamW on the mean NLL of each batch's label tokens, computed in `products`. Batches hold
+    sequences of similar length.
     """
     how, seed = with_teaching(trial.model), trial.model.seed
     epochs, size = how.teach_epochs or N_EPOCHS[how.size], how.teach_batch_size or BATCH_SIZE
@@ -164,7 +174,7 @@ def train_language_model(
         chosen = [sequences[position] for position in batches[step]]
         batch = collate(chosen).to(model.device)
         progress(step, len(batches))
-        with computing(model.device, how.teach_precision):
+        with computing(model.device, products):
             nll = token_nll(model, batch).sum() / batch.labelled.sum()
         return StepLoss(
             nll,

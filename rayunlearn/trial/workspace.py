@@ -363,7 +363,10 @@ def _train_models(
     progress: Callable[[str, int, int], None],
     directory: Path,
 ) -> None:
-    train_base_or_gold(trial, workspace.corpus, role, directory, partial(progress, role))
+    report = partial(progress, role)
+    train_base_or_gold(
+        trial, workspace.corpus, role, directory, report, cache=Path(workspace.cache)
+    )
 
 
 def model_folder_of(workspace: Workspace, role: str) -> Path:
