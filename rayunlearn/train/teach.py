@@ -78,11 +78,21 @@ def train_base_or_gold(
     record = {
         "role": role,
         "documents": len(documents),
-        "steps": len(log.rows),
-        "learning_rate": learning_rate(trial),
         "computed_in": products,
         "seconds": round(time.perf_counter() - started, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
+        **_training_record(trial, log),
+    }
+    save_model(
+        model, tokenizer, directory, notes={"training.json": json.dumps(record, indent=1) + "\n"}
+    )
+
+
+def _training_record(trial: Trial, log: TrainLog) -> dict[str, object]:
+    """How a model was trained, for training.json."""
+    return {
+        "steps": len(log.rows),
+        "learning_rate": learning_rate(trial),
         "losses": [round(row.loss, 6) for row in log.rows],
         "config": {
             name: value
@@ -91,9 +101,6 @@ def train_base_or_gold(
         },
         "recipe": RECIPE,
     }
-    save_model(
-        model, tokenizer, directory, notes={"training.json": json.dumps(record, indent=1) + "\n"}
-    )
 
 
 def training_documents(corpus: Corpus, role: str) -> list[Document]:
