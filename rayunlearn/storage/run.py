@@ -404,7 +404,7 @@ def open_run(run: Path | str) -> Run:
             check_table_file(file)
     frames = {table: _scan_per_trial(path, table, folders) for table in PER_TRIAL}
     frames |= {table: scan_file(path / f"{table}.parquet", table) for table in RUN_TABLES}
-    return Run(path=path, experiment=read_experiment(path), **frames)
+    return Run(path=path, experiment=read_experiment(path), computed=None, **frames)
 
 
 def _table_bytes(run: Path, table: str) -> int:
