@@ -610,8 +610,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_mmlu",
         title="How much of a domain of questions does a real model need?",
         answer=(
-            "Not decided: RMU at the settings of the capitals does nothing to two MMLU subjects, of"
-            " which a model of 135 million parameters knows little."
+            "Not decided: of two MMLU subjects this model knows little, and no change is shown with"
+            " any part of them; RMU forgets the questions that it was shown and not their subject,"
+            " and plain English pays for it."
         ),
         verdict=split_findings,
         published=f"{STUDY}: on WMDP 5% of the forget set does what all of it does.",
