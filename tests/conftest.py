@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 # before torch is imported, and for every process that a test starts: as a trial on a CPU runs, and
 # models this small only wait for a second thread
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ray's workers have niceness 15 of their own accord: beside two processes of tests they would get
-# next to nothing of two cores
+# Ray's workers have niceness 15 of their own accord; the tests that wait for them would wait for
+# all other tests on the same cores
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest

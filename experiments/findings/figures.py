@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from experiments.findings.by_split import arm_label, split_table
+from experiments.findings.by_split import GENERAL, arm_label, split_table
 from experiments.findings.verdicts import length_curves, residual_after_attack, unlearned_shares
 from rayunlearn.analysis.attribution import emphasis_table
 from rayunlearn.analysis.baselines import baseline_table
@@ -486,7 +486,7 @@ def by_defence(run: Run) -> list[Panel]:
 def by_split(run: Run) -> list[Panel]:
     """What is left on each split, a panel per method, a row per arm with base first."""
     # general text has a metric of its own
-    table = split_table(run).filter(~pl.col("split").is_in(["retain", "general"]))
+    table = split_table(run).filter(~pl.col("split").is_in(["retain", GENERAL]))
     base = table.filter(pl.col("role") == "base")
     goal = objective_of(run.experiment)
     cells = table.filter(pl.col("role") == "grid")
