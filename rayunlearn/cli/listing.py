@@ -7,14 +7,17 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from rayunlearn.cli.docs_settings import setting_lines, settings_page
 from rayunlearn.errors import require
-from rayunlearn.planning.cost import PlannedCell
+
+if TYPE_CHECKING:
+    # plan's own, which loads every family; a list pays for its table alone
+    from rayunlearn.planning.cost import PlannedCell
 
 
 def print_methods(console: Console) -> None:
@@ -185,7 +188,7 @@ def options_in_words(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
+def print_cells(cells: Sequence["PlannedCell"], console: Console) -> None:
     """The plan, one line per cell."""
     rows = [
         (
@@ -218,7 +221,7 @@ def print_base(title: str, table: Sequence[dict[str, Any]], console: Console) ->
     _print(console, ("split", "metric", "n", "mean", "95% over documents"), rows)
 
 
-def print_cell_summary(cells: Sequence[PlannedCell], console: Console) -> None:
+def print_cell_summary(cells: Sequence["PlannedCell"], console: Console) -> None:
     """The plan, one line per role and method: how many selectors, ratios and groups it spans."""
     summed: dict[tuple[str, str], list[PlannedCell]] = {}
     for cell in cells:

@@ -16,8 +16,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tokenizers.processors import TemplateProcessing
-
 from rayunlearn.data.chat_sandbox import template_fault, with_fixed_day
 from rayunlearn.data.documents import Corpus, Document
 from rayunlearn.errors import UserError, require
@@ -495,6 +493,8 @@ def _lacks_bos_rule(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer has a BOS of its own and neither its file nor its settings say whether
     texts begin with it.
     """
+    from tokenizers.processors import TemplateProcessing
+
     if not tokenizer.is_fast or "add_bos_token" in tokenizer.init_kwargs:
         return False
     processor = tokenizer.backend_tokenizer.post_processor

@@ -31,8 +31,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from filelock import FileLock
-
 from rayunlearn.config import digest
 from rayunlearn.errors import UserError
 from rayunlearn.lazy import polars as pl
@@ -321,6 +319,8 @@ _FILE, _FOLDER = _Transport(_put_file, _get_file), _Transport(_put_folder, _get_
 
 def _ensure(transport: _Transport, path: Path, text: str, write: Callable[[], None]) -> None:
     """Make the entry where it is not whole; one process at a time."""
+    from filelock import FileLock
+
     if not defect(path, text):
         return
     with writable(path):

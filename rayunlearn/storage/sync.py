@@ -21,8 +21,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from filelock import FileLock
-
 from rayunlearn.errors import UserError, require
 from rayunlearn.storage import object_store
 
@@ -198,6 +196,8 @@ def fetch_folder(folder: Path, *, overwrite: bool = False) -> bool:
     """Whether the folder is here, brought from the URL if need be, or `overwrite`: then what is
     here is replaced.
     """
+    from filelock import FileLock
+
     url = origin(folder)
     if url is None:
         return folder.is_dir()

@@ -191,18 +191,30 @@ def test_a_command_loads_no_library_that_it_does_not_use(
 MISTYPED = [f"{c} {a}".split() for c, a, allowed in COMMANDS if not allowed]
 
 
+# what the same interpreter takes for so much of its own library: how fast this machine is right now
+REFERENCE = "import asyncio, http.server, unittest.mock, xml.dom.minidom"
+# CPU seconds of `REFERENCE` where half a second was promised
+REFERENCE_SECONDS = 0.125
+
+
 @pytest.mark.parametrize("words", MISTYPED, ids=[" ".join(words)[:60] for words in MISTYPED])
 def test_help_lists_and_mistyped_names_answer_in_half_a_second_of_cpu(
     place: Path, words: list[str]
 ) -> None:
-    """The best of three tries, since what else the machine does slows a process down. The first is
-    the process that was asked for its libraries above.
+    """Half a second, or longer by as much as this machine is slower just now than the one where it
+    was promised: `REFERENCE` is run in turn. The best of three tries; the first is the process that
+    was asked for its libraries above.
     """
-    seconds = [loaded_and_more(place, *words)[1]]
-    while seconds[-1] >= 0.5 and len(seconds) < 3:
+    tries = [(loaded_and_more(place, *words)[1], REFERENCE_SECONDS)]
+    while not _is_quick(*tries[-1]) and len(tries) < 4:
+        reference, _ = cpu_seconds(partial(fresh, place, REFERENCE))
         again = partial(fresh, place, LOADED, str(place / "loaded.json"), *words)
-        seconds.append(cpu_seconds(again)[0])
-    assert seconds[-1] < 0.5, f"CPU seconds of three tries: {seconds}"
+        tries.append((cpu_seconds(again)[0], reference))
+    assert _is_quick(*tries[-1]), f"CPU seconds of command and of reference: {tries}"
+
+
+def _is_quick(seconds: float, reference: float) -> bool:
+    return seconds < 0.5 * max(1.0, reference / REFERENCE_SECONDS)
 
 
 def some_trial(run: Path) -> str:
