@@ -17,6 +17,8 @@ from rayunlearn.metrics.judge import AnswerJudge
 from rayunlearn.models.folder import context_length
 from rayunlearn.models.forward import (
     LEAST_DEVIATION,
+    branching_batches,
+    branching_logits,
     evaluating,
     label_ids,
     label_logits,
@@ -160,15 +162,10 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     options: list[dict[str, Tensor]] = [{} for _ in task.probes]
     with evaluating(task.model):
         for chosen in _batches(task, sequences):
-            batch = collate([s for _, _, s in chosen]).to(task.model.device)
-            logits, labels = label_logits(task.model, batch), label_ids(batch)
-            sizes = batch.labelled.sum(1).tolist()
-            nll = functional.cross_entropy(logits, labels, reduction="none").cpu().split(sizes)
-            correct = (logits.argmax(-1) == labels).cpu().split(sizes)
-            for (index, kind, sequence), own_nll, own_correct, own_logits in zip(
-                chosen, nll, correct, logits.split(sizes), strict=True
+            for (index, kind, sequence), (own_nll, own_correct, own_logits) in zip(
+                chosen, _read_batch(task, chosen), strict=True
             ):
-                if kind.endswith(NUMBERS):
+                if _is_option(kind):
                     options[index][kind] = own_nll
                 else:
                     inputs[index] |= _text_inputs(kind, sequence, own_nll, own_correct, own_logits)
@@ -178,6 +175,21 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
         answer_inputs | _options(probe, o)
         for probe, answer_inputs, o in zip(task.probes, inputs, options, strict=True)
     ]
+
+
+def _read_batch(
+    task: EvaluationTask, chosen: Sequence[tuple[int, str, Encoded]]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each sequence of a batch the NLL (n,) of its labels, whether each is the greedy choice
+    (n,), and their logits (n, V)."""
+    batch = collate([s for _, _, s in chosen]).to(task.model.device)
+    # the options of a question begin alike, and the question is read once for all of them
+    read = branching_logits if _is_option(chosen[0][1]) else label_logits
+    logits, labels = read(task.model, batch), label_ids(batch)
+    nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
+    correct = (logits.argmax(-1) == labels).cpu()
+    sizes = batch.labelled.sum(1).tolist()
+    return list(zip(nll.split(sizes), correct.split(sizes), logits.split(sizes), strict=True))
 
 
 def _text_inputs(
@@ -206,8 +218,19 @@ def _batches(
         key = (task.probes[index].split, kind.rstrip("".join(NUMBERS)))
         groups.setdefault(key, []).append((index, kind, sequence))
     for group in groups.values():
-        for positions in by_length([s for _, _, s in group], tokens_per_pass(task.model)):
+        texts = [s for _, _, s in group]
+        batches = (
+            branching_batches(task.model, texts)
+            if _is_option(group[0][1])
+            else by_length(texts, tokens_per_pass(task.model))
+        )
+        for positions in batches:
             yield [group[position] for position in positions]
+
+
+def _is_option(kind: str) -> bool:
+    """Whether sequences of the kind are options, which are numbered."""
+    return kind.endswith(NUMBERS)
 
 
 def ends_pass(task: EvaluationTask, _inputs: frozenset[str]) -> list[MetricInputs]:

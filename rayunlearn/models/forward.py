@@ -353,19 +353,40 @@ def score(
 
 def score_branches(model: PreTrainedModel, sequences: Sequence[Encoded]) -> list[Scored]:
     """`score` of texts of which many begin alike: what several of a batch begin with goes through
-    the model once. Values equal those of `score` but for rounding, which depends on what else is
-    in the batch. A model that does not pack scores each by itself.
+    the model once where `branching_logits` does so. Values equal those of `score` but for rounding,
+    which depends on what else is in the batch.
     """
-    if not can_pack(model):
-        return score(model, sequences)
     scored: dict[int, Scored] = {}
     with evaluating(model):
-        for positions in by_beginning(sequences, TOKENS_PER_PASS, tokens_per_pass(model)):
+        for positions in branching_batches(model, sequences):
             batch = collate([sequences[p] for p in positions]).to(model.device)
-            layout = branching_layout(batch)
-            logits = packed_states(model, [batch], layout).logits_at(layout.predicting)
-            scored |= zip(positions, _scored(logits, batch), strict=True)
+            scored |= zip(positions, _scored(branching_logits(model, batch), batch), strict=True)
     return [scored[p] for p in range(len(sequences))]
+
+
+def branching_batches(model: PreTrainedModel, sequences: Sequence[Encoded]) -> Iterator[list[int]]:
+    """Positions of the sequences in batches for `branching_logits`: those that begin alike are
+    neighbours, or of similar length where each is read whole.
+    """
+    if not _reads_beginnings_once(model):
+        return by_length(sequences, tokens_per_pass(model))
+    return by_beginning(sequences, TOKENS_PER_PASS, tokens_per_pass(model))
+
+
+def branching_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """`label_logits` (N, V) without gradient of texts of which many begin alike: what several of
+    the batch begin with goes through the model once. Equal but for rounding, which depends on what
+    else is in the batch. A model that does not pack reads each text whole, as does one on a GPU,
+    whose kernel takes whole texts in one call.
+    """
+    if not _reads_beginnings_once(model):
+        return label_logits(model, batch)
+    layout = branching_layout(batch)
+    return packed_states(model, [batch], layout).logits_at(layout.predicting)
+
+
+def _reads_beginnings_once(model: PreTrainedModel) -> bool:
+    return model.device.type == "cpu" and can_pack(model)
 
 
 def _scored(logits: Tensor, batch: Batch) -> list[Scored]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ GPU_RULE = (
 # texts that go through a loaded model at once in a step of 4 + 4; passes of probes have more
 TEXTS_OF_A_PASS = 8
 # in the key of counts that are kept for a model's folder: they leave out what a pass shares
-ONCE = "opening once"
+ONCE = "beginnings once"
 
 # resetting the model, scoring the forget set, the metrics
 FIXED_SECONDS = 1.0
@@ -379,7 +380,7 @@ def _count_explained_tokens(
         prompt = probe.document.prompt
         n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
         once = _tokens_of([probe.answer], opening)
-        emphasised = _tokens_of([s for _, s in asked_sequences(probe, sources)], opening)
+        emphasised = _tokens_asked([asked_sequences(probe, sources)], opening)
         tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * emphasised[0]
         labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * emphasised[1]
     return tokens, labels
@@ -421,24 +422,56 @@ def _count_asked_tokens(
     tokenizer = read_tokenizer(resolve_model(model.name))
     probes = probes_of_trial(trial, corpus_of(data, model), tokenizer)
     sources = sources_of(chosen_metrics(measure.metrics).values())
-    measured = [s for probe in probes for _, s in asked_sequences(probe, sources)]
+    measured = [asked_sequences(probe, sources) for probe in probes]
     series = {("forget", stop.forgetting), (stop.utility_split, stop.utility)}
     series |= {RETENTION} if stop.retention_floor or stop.utility_floor else set()
     looked = [
-        sequence
+        asked_sequences(probe, sources_of([METRICS[metric]]))
         for split, metric in series
         for probe in [probe for probe in probes if probe.split == split][:MAX_PROBES]
-        for _, sequence in asked_sequences(probe, sources_of([METRICS[metric]]))
     ]
     mixed = [
-        sequence
+        asked_sequences(probe, sources_of([METRICS[calibrate.retention]]))
         for probe in probes
         if probe.split in (calibrate.split, "forget")
-        for _, sequence in asked_sequences(probe, sources_of([METRICS[calibrate.retention]]))
     ]
     opening = _opening(data, tokenizer)
-    at_end, at_look, at_mixture = (_tokens_of(s, opening) for s in (measured, looked, mixed))
+    at_end, at_look, at_mixture = (_tokens_asked(s, opening) for s in (measured, looked, mixed))
     return at_end, at_look, at_mixture
+
+
+def _tokens_asked(
+    asked: Sequence[Sequence[tuple[str, "Encoded"]]], opening: tuple[int, ...]
+) -> tuple[int, int]:
+    """(tokens, labels) that a processor reads of what probes are asked, (kind, sequence) of each:
+    what the options of a question begin with is read once.
+    """
+    from rayunlearn.metrics.forward_passes import NUMBERS
+
+    digits = "".join(NUMBERS)
+    whole: list[Encoded] = []
+    tokens = labels = 0
+    for sequences in asked:
+        questions: dict[str, list[Encoded]] = {}
+        for kind, sequence in sequences:
+            # the options of a question are one kind, whatever their number
+            questions.setdefault(kind.rstrip(digits), []).append(sequence)
+        for first, *others in questions.values():
+            whole.append(first)
+            for other in others:
+                tokens += len(other.ids) - _alike(first.ids, other.ids)
+                labels += len(other.ids) - other.start
+    read, predicted = _tokens_of(whole, opening)
+    return tokens + read, labels + predicted
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike, 0 where they are too few to be read once."""
+    from rayunlearn.models.packed_layout import LEAST_SHARED
+
+    pairs = zip(first, second, strict=False)
+    n_alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return n_alike if n_alike >= LEAST_SHARED else 0
 
 
 def _tokens_of(sequences: Sequence["Encoded"], opening: tuple[int, ...]) -> tuple[int, int]:

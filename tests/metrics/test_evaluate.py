@@ -487,6 +487,45 @@ def test_only_the_sequences_that_the_asked_metrics_read_go_through_the_model(
     assert sum(passed) == n_sequences
 
 
+def test_options_read_the_question_that_they_answer_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Three questions with three options each, asked plainly and after a solved one; values are
+    those of each option read by itself.
+    """
+    answers = ("green", "red", "blue")
+    documents = [
+        Document(
+            prompt=f"What colour is the {'very ' * n}old house?",
+            answer=answer,
+            wrong=tuple(other for other in answers if other != answer),
+        )
+        for n, answer in enumerate(answers)
+    ]
+    # the first is the one that stands solved before the others
+    splits = {"forget": [DOCUMENTS[0], *documents]}
+    encoded = encode_probes(splits, tokenizer, TEMPLATE, 64, n_solved=1)[1:]
+    tokens: list[int] = []
+    count = blocks(model)[0].register_forward_hook(
+        lambda _module, _inputs, output: tokens.append(output.shape[0] * output.shape[1])
+    )
+    task = EvaluationTask(model=model, probes=encoded)
+    sources = frozenset({"options", "few-shot options"})
+    gather_inputs(EvaluationTask(model=model, probes=encoded[:1]), sources)
+    tokens.clear()
+    with count:
+        found = gather_inputs(task, sources)
+    texts = [(*probe.options, *probe.few_shot[1:]) for probe in encoded]
+    whole = sum(len(text.ids) for of_probe in texts for text in of_probe)
+    # where two questions begin alike, a rest of a few words is read with each option
+    assert sum(tokens) < 0.5 * whole
+    for probe, inputs in zip(encoded, found, strict=True):
+        for name, options in (("", probe.options), ("few_shot_", probe.few_shot[1:])):
+            alone = [-log_probs(model, o).gather(1, labels(o)[:, None]).mean() for o in options]
+            read = torch.as_tensor(inputs[f"{name}option_nll"]).double()
+            assert torch.allclose(read, torch.stack(alone), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", sorted(CURVE_METRICS))
 def test_a_metric_of_a_split_does_not_depend_on_what_else_is_asked(
     name: str,

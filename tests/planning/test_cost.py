@@ -23,7 +23,9 @@ from rayunlearn.planning.planner import Agenda
 from rayunlearn.schema import SECONDS_BY_PART, column_names
 from rayunlearn.storage.run import write_trial
 from rayunlearn.trial.identity import corpus_of
+from rayunlearn.trial.probes import probes_of_trial
 
+LONG = "Of all that is the case here, answer this question: {prompt} The answer is:"
 PARTS = (("q_proj", 6.0), ("mlp.down_proj", 4.0))
 NOTHING_LEFT = Agenda(rows=(), ready=(), waiting=0)
 
@@ -142,6 +144,18 @@ def test_what_texts_begin_with_alike_is_counted_once_a_pass(
     n_opened = sum(bool(document.prompt) for document in asked)
     expected = flops_of(passed) - 2 * 40 * n_opened * 9 * 7 / 8
     assert flops_of_measuring(trial, SHAPE, SIZE) == pytest.approx(expected, rel=1e-3)
+    # what the options of a question begin with is read by the first of them alone
+    options = with_values(trial, {"measure.metrics": "multiple_choice", "data.template": LONG})
+    probes = probes_of_trial(options, corpus, tokenizer)
+    tokens = sum(
+        len(o.ids) - (o.start if n else 0) for p in probes for n, o in enumerate(p.options)
+    )
+    n_labels = sum(len(o.ids) - o.start for p in probes for o in p.options)
+    looks = flops_of_measuring(
+        replace(options, measure=replace(options.measure, metrics="probability")), SHAPE, SIZE
+    ) - flops_of([p.answer for p in probes])
+    asked_at_the_end = flops_of_measuring(options, SHAPE, SIZE) - looks
+    assert asked_at_the_end == pytest.approx(2 * (40 * tokens + 100 * n_labels), rel=1e-3)
     # four of six tokens are read once; heads are no matter of tokens
     sizes = (SIZE, replace(SIZE, shared_per_document=4), replace(SIZE, tokens_per_document=0))
     whole, shared, heads = (flops_of_loaded(trial, SHAPE, size, 0.0) for size in sizes)
@@ -172,7 +186,9 @@ def test_explaining_counts_every_unit_left_out_and_every_form_of_emphasis(
         ]
         units = [f(asked[0], document, tokenizer, template) for f in (token_units, word_units)]
         left_out += sum(1 + len(unit.texts) for unit in units) * len(asked[0].ids)
-        emphasised += 2 * 4 * sum(len(s.ids) for s in asked)
+        # the second and later options do not read the question again
+        again = sum(s.start for s in asked[2:])
+        emphasised += 2 * 4 * (sum(len(s.ids) for s in asked) - again)
     tokens, labels = explained_tokens(trial.data, trial.model, trial.measure, trial.explain)
     assert tokens == pytest.approx(left_out + emphasised, rel=0.1)
     assert 0 < labels < tokens
