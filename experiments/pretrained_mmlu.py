@@ -16,8 +16,9 @@ is a quarter) and, beside it, whether it is the likeliest (`multiple_choice`): o
 the option's text base has 0.006, nothing to lose (LOG.md). Rate, steering and retain weight are
 searched for each method, at the full forget set: the settings that RMU's search on capitals found
 move nothing here (LOG.md). RMU trains three matrices of blocks 5 to 7, NPO adapters on blocks 20 to
-29. A quarter is also chosen by three selectors. A third of the questions is answered right where a quarter is chance, so at most that
-difference can go: ask a model that knows more, `--set model.name=...`.
+29. A quarter is also chosen by three selectors. A third of the questions is answered right where a
+quarter is chance, so at most that difference can go: ask a model that knows more, `--set
+model.name=...`.
 
 Departures from WMDP: a model of 135 million parameters, questions in place of papers, nothing
 untouched: of nine subjects that were asked (docs/benchmarks.md) no other is clearly above chance.
