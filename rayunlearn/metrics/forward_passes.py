@@ -163,7 +163,7 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     with evaluating(task.model):
         for chosen in _batches(task, sequences):
             for (index, kind, sequence), (own_nll, own_correct, own_logits) in zip(
-                chosen, _read_batch(task, chosen), strict=True
+                chosen, _forward_batch(task, chosen), strict=True
             ):
                 if _is_option(kind):
                     options[index][kind] = own_nll
@@ -177,15 +177,15 @@ def likelihood_pass(task: EvaluationTask, sources: frozenset[str]) -> list[Metri
     ]
 
 
-def _read_batch(
+def _forward_batch(
     task: EvaluationTask, chosen: Sequence[tuple[int, str, Encoded]]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each sequence of a batch the NLL (n,) of its labels, whether each is the greedy choice
     (n,), and their logits (n, V)."""
     batch = collate([s for _, _, s in chosen]).to(task.model.device)
     # the options of a question begin alike, and the question is read once for all of them
-    read = branching_logits if _is_option(chosen[0][1]) else label_logits
-    logits, labels = read(task.model, batch), label_ids(batch)
+    forward = branching_logits if _is_option(chosen[0][1]) else label_logits
+    logits, labels = forward(task.model, batch), label_ids(batch)
     nll = functional.cross_entropy(logits, labels, reduction="none").cpu()
     correct = (logits.argmax(-1) == labels).cpu()
     sizes = batch.labelled.sum(1).tolist()

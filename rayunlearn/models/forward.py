@@ -368,7 +368,7 @@ def branching_batches(model: PreTrainedModel, sequences: Sequence[Encoded]) -> I
     """Positions of the sequences in batches for `branching_logits`: those that begin alike are
     neighbours, or of similar length where each is read whole.
     """
-    if not _reads_beginnings_once(model):
+    if not _shares_prefixes(model):
         return by_length(sequences, tokens_per_pass(model))
     return by_beginning(sequences, TOKENS_PER_PASS, tokens_per_pass(model))
 
@@ -379,13 +379,13 @@ def branching_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     else is in the batch. A model that does not pack reads each text whole, as does one on a GPU,
     whose kernel takes whole texts in one call.
     """
-    if not _reads_beginnings_once(model):
+    if not _shares_prefixes(model):
         return label_logits(model, batch)
     layout = branching_layout(batch)
     return packed_states(model, [batch], layout).logits_at(layout.predicting)
 
 
-def _reads_beginnings_once(model: PreTrainedModel) -> bool:
+def _shares_prefixes(model: PreTrainedModel) -> bool:
     return model.device.type == "cpu" and can_pack(model)
 
 

@@ -380,7 +380,7 @@ def _count_explained_tokens(
         prompt = probe.document.prompt
         n_units = len(tokenizer(prompt, add_special_tokens=False).input_ids) + len(words_of(prompt))
         once = _tokens_of([probe.answer], opening)
-        emphasised = _tokens_asked([asked_sequences(probe, sources)], opening)
+        emphasised = _probe_tokens([asked_sequences(probe, sources)], opening)
         tokens += (2 + n_units) * once[0] + 2 * len(EMPHASIS_FORMS) * emphasised[0]
         labels += (2 + n_units) * once[1] + 2 * len(EMPHASIS_FORMS) * emphasised[1]
     return tokens, labels
@@ -436,11 +436,11 @@ def _count_asked_tokens(
         if probe.split in (calibrate.split, "forget")
     ]
     opening = _opening(data, tokenizer)
-    at_end, at_look, at_mixture = (_tokens_asked(s, opening) for s in (measured, looked, mixed))
+    at_end, at_look, at_mixture = (_probe_tokens(s, opening) for s in (measured, looked, mixed))
     return at_end, at_look, at_mixture
 
 
-def _tokens_asked(
+def _probe_tokens(
     asked: Sequence[Sequence[tuple[str, "Encoded"]]], opening: tuple[int, ...]
 ) -> tuple[int, int]:
     """(tokens, labels) that a processor reads of what probes are asked, (kind, sequence) of each:
@@ -459,19 +459,19 @@ def _tokens_asked(
         for first, *others in questions.values():
             whole.append(first)
             for other in others:
-                tokens += len(other.ids) - _alike(first.ids, other.ids)
+                tokens += len(other.ids) - _common_prefix_length(first.ids, other.ids)
                 labels += len(other.ids) - other.start
     read, predicted = _tokens_of(whole, opening)
     return tokens + read, labels + predicted
 
 
-def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+def _common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts begin with alike, 0 where they are too few to be read once."""
     from rayunlearn.models.packed_layout import LEAST_SHARED
 
     pairs = zip(first, second, strict=False)
-    n_alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return n_alike if n_alike >= LEAST_SHARED else 0
+    n_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return n_common if n_common >= LEAST_SHARED else 0
 
 
 def _tokens_of(sequences: Sequence["Encoded"], opening: tuple[int, ...]) -> tuple[int, int]:
