@@ -441,7 +441,7 @@ def _count_asked_tokens(
 
 
 def _probe_tokens(
-    asked: Sequence[Sequence[tuple[str, "Encoded"]]], opening: tuple[int, ...]
+    by_probe: Sequence[Sequence[tuple[str, "Encoded"]]], opening: tuple[int, ...]
 ) -> tuple[int, int]:
     """(tokens, labels) that a processor reads of what probes are asked, (kind, sequence) of each:
     what the options of a question begin with is read once.
@@ -449,19 +449,19 @@ def _probe_tokens(
     from rayunlearn.metrics.forward_passes import NUMBERS
 
     digits = "".join(NUMBERS)
-    whole: list[Encoded] = []
+    whole_texts: list[Encoded] = []
     tokens = labels = 0
-    for sequences in asked:
+    for sequences in by_probe:
         questions: dict[str, list[Encoded]] = {}
         for kind, sequence in sequences:
             # the options of a question are one kind, whatever their number
             questions.setdefault(kind.rstrip(digits), []).append(sequence)
         for first, *others in questions.values():
-            whole.append(first)
+            whole_texts.append(first)
             for other in others:
                 tokens += len(other.ids) - _common_prefix_length(first.ids, other.ids)
                 labels += len(other.ids) - other.start
-    read, predicted = _tokens_of(whole, opening)
+    read, predicted = _tokens_of(whole_texts, opening)
     return tokens + read, labels + predicted
 
 
