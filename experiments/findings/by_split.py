@@ -3,6 +3,8 @@ training was shown, and what has nothing to do with it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     values_by_trial,
 )
+from rayunlearn.config import Data
+from rayunlearn.data.load import load_corpus
 from rayunlearn.storage.run import Run
 
 ANSWERED_SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
@@ -143,13 +147,18 @@ def covered_table(run: Run) -> pl.DataFrame:
     trained on minus what is left of the others, with an interval over trials. At 0 forgetting
     generalises over the set, whatever was covered.
     """
+    probe_of = probes_of_passages(run)
     values = values_by_trial(run, "forget", objective_of(run.experiment).forgetting, "")
     rows = []
     for (role, method, arm, ratio), trials in cells_of(run).items():
         if role != "grid" or arm not in COVERING:
             continue
         gaps = [
-            gap for trial in trials for gap in _covered_gap(values, trial, documents_of(run, trial))
+            gap
+            for trial in trials
+            for gap in _covered_gap(
+                values, trial, [probe_of.get(d, d) for d in documents_of(run, trial)]
+            )
         ]
         if gaps:
             interval = mean_interval(np.array(gaps)[:, None])
@@ -163,6 +172,21 @@ def documents_of(run: Run, trial_id: str) -> list[str]:
     """The forget documents that a trial trained on, in the order it took them."""
     rows = run.coresets.filter(pl.col("trial_id") == trial_id, pl.col("role") == "forget")
     return rows.sort("rank").collect()["doc_id"].to_list()
+
+
+def probes_of_passages(run: Run) -> dict[str, str]:
+    """Document -> the probe that asks it, of a dataset of files whose passages train whole and are
+    asked by their beginnings; their texts are in no run, so it is empty where the files have gone.
+    """
+    (row, *_) = run.trials.head(1).collect().to_dicts() or [{}]
+    settings = {f.name: row.get(f"data.{f.name}") for f in fields(Data)}
+    if settings["name"] != "files" or not Path(str(settings["path"])).is_dir():
+        return {}
+    corpus = load_corpus(Data(**{name: v for name, v in settings.items() if v is not None}))
+    # apart from blanks, of which one stands between prompt and answer
+    passages = {"".join(d.answer.split()): d.doc_id for d in corpus.forget if not d.prompt}
+    asked = {"".join((d.prompt + d.answer).split()): d for d in corpus.probes.get("forget", ())}
+    return {passages[text]: asked[text].doc_id for text in passages.keys() & asked.keys()}
 
 
 def _covered_gap(values: MetricValues, trial: str, covered: Sequence[str]) -> list[float]:

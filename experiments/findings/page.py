@@ -599,8 +599,9 @@ FINDINGS: Sequence[Finding] = (
         experiment="pretrained_books",
         title="How much of a book does a real model need?",
         answer=(
-            "RMU takes a sixth of a book learned by heart before the other books go; two passages"
-            " of forty take as much as all, and so do passages that the model never saw."
+            "Passages learned by heart are forgotten one by one: those that were trained on go, the"
+            " others stay under NPO and mostly stay under RMU, which takes a third of them with"
+            " any passages of the book."
         ),
         verdict=split_findings,
         published=f"{STUDY}: on MUSE's books 5% of the forget set does what all of it does.",

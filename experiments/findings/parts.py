@@ -68,7 +68,7 @@ PARTS: Sequence[Part] = (
     Part(experiment="pretrained_dilemma", preset="quick"),
     Part(experiment="pretrained_unlearned", preset="quick"),
     Part(experiment="pretrained_tofu"),
-    Part(experiment="pretrained_books", preset="rmu"),
+    Part(experiment="pretrained_books"),
     Part(experiment="pretrained_mmlu"),
 )
 

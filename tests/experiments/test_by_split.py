@@ -1,5 +1,8 @@
 """What a run leaves on each split, on a run whose numbers are planted."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,14 @@ from experiments.findings.by_split import (
     compared,
     covered_sentences,
     covered_table,
+    probes_of_passages,
     split_sentences,
     split_table,
 )
 from experiments.findings.page import split_findings
 from rayunlearn.analysis.run_frames import objective_of
-from rayunlearn.config import Trial, Value, digest, flatten, with_values
+from rayunlearn.config import Data, Trial, Value, digest, flatten, with_values
+from rayunlearn.data.load import load_corpus
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
 from tests.synthetic import EXPERIMENT, plan_row
 
@@ -191,6 +196,42 @@ def test_what_is_covered_is_held_against_what_is_not(covering_run: Run) -> None:
     assert (two["arm"], two["ratio"], two["trials"]) == ("random", 0.4, 3)
     assert two["mean"] == pytest.approx(planted) and two["high"] < 0
     assert one["ratio"] == 0.2 and one["low"] < 0 < one["high"]
+
+
+def test_a_passage_that_trains_whole_is_the_probe_that_asks_its_second_half(
+    tmp_path: Path, books: Path
+) -> None:
+    """Passages as `rayunlearn books` writes them, and the probes that their halves are."""
+    data = Data(name="files", path=str(books), probe_forget="probe_forget", template="{prompt}")
+    corpus = load_corpus(data)
+    trial = replace(Trial(), data=data)
+    write_trial(tmp_path, "a" * 8, {"trials": [{"status": "complete"}]}, flatten(trial))
+    of_passage = probes_of_passages(open_run(tmp_path))
+    probes = {d.doc_id: d for d in corpus.probes["forget"]}
+    assert of_passage.keys() == {d.doc_id for d in corpus.forget}
+    for passage in corpus.forget:
+        probe = probes[of_passage[passage.doc_id]]
+        assert passage.answer.split() == [*probe.prompt.split(), *probe.answer.split()]
+    shutil.rmtree(books)
+    assert probes_of_passages(open_run(tmp_path)) == {}
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    """Two passages to forget, one to retain, each with its two halves as a probe."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    halves = {
+        "forget": [("one two", "three four"), ("five six", "seven eight")],
+        "retain": [("red green", "blue white")],
+    }
+    for split, pairs in halves.items():
+        whole = [{"answer": f"{prompt} {answer}"} for prompt, answer in pairs]
+        asked = [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
+        for name, rows in ((split, whole), (f"probe_{split}", asked)):
+            lines = "\n".join(json.dumps(row) for row in rows)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
 
 
 def test_a_document_that_is_a_coreset_by_itself_is_named_with_what_it_leaves(
