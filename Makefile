@@ -70,12 +70,12 @@ docs: $(VENV)/installed-dev
 findings: $(VENV)/installed-dev
 	$(BIN)/python -m experiments.findings.make $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan)
 
-# `make check test` runs tests/test_deploy.py once, with the other tests.
+# `make check test` runs tests/test_deploy.py once, with the other tests, and so does `make check BESIDE=test` with a `make test` beside it.
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(if $(filter test,$(MAKECMDGOALS)),,$(BIN)/python -m pytest tests/test_deploy.py)
+	$(if $(filter test,$(MAKECMDGOALS) $(BESIDE)),,$(BIN)/python -m pytest tests/test_deploy.py)
 	$(BIN)/python .ci/style.py
 
 format: $(VENV)/installed-dev
