@@ -1,10 +1,12 @@
 """What a run is expected to cost, from the trials that it has finished."""
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from rayunlearn.attribution.leave_one_out import token_units, word_units
 from rayunlearn.config import Trial, Value, flatten, with_values
@@ -15,6 +17,7 @@ from rayunlearn.planning.cost import (
     WorkloadSize,
     estimate,
     explained_tokens,
+    flop_per_second,
     flops_of_loaded,
     flops_of_measuring,
     size_of,
@@ -81,6 +84,23 @@ SIDES: dict[str, tuple[dict[str, Value], float]] = {
         3 * (6 * 4 * 10 + 4 * 100 * 2),
     ),
 }
+
+
+def test_the_speed_of_one_thread_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a thread sees nothing of what others do for it."""
+    n_threads: list[int] = []
+    clock = time.thread_time
+
+    def noting() -> float:
+        n_threads.extend(
+            pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+        )
+        return clock()
+
+    monkeypatch.setattr(time, "thread_time", noting)
+    flop_per_second.cache_clear()
+    assert 1e8 < flop_per_second() < 1e13
+    assert n_threads and set(n_threads) == {1}
 
 
 @pytest.mark.parametrize("case", SIDES)
