@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 FLOP_PER_SECOND = 2e10
 
 # share of the speed of a matrix product that a loaded model was measured to reach (SmolLM2-135M,
-# one thread of an AMD EPYC, a second worker beside it: 1.5e12 operations of measuring in 27 to 36 s,
-# of 8.5e10 per second)
+# one thread of an AMD EPYC, a second worker beside it: 1.5e12 operations of measuring in 27 to 36
+# s, of 8.5e10 per second)
 REACHED = 0.6
 
 # ours: 40% of the 312e12 that an A100's data sheet gives for bfloat16
