@@ -92,7 +92,8 @@ $(BIN)/python:
 
 # What Python brings may be years old: pip 23.2 took 225 s of CPU for this environment, 26.3 took 66. Where it cannot be had, the old one does.
 new_pip = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=26' || true
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# setuptools warns of a folder named as its package, which is the package
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # pip would compile one file after the other; this takes every core. Some templates among the libraries are no Python and stay.
 # Nearly half of all that is installed is never loaded here, or a file in a hundred of it, which Python then compiles itself.
 SELDOM := /(tests?|transformers/models/(?!auto/|llama/)\w+|ray/(rllib|serve|llm)|plotly/(graph_objs|validators)|sympy/physics|moto|mlflow|databricks|wandb|mypy|debugpy|pygments/lexers)/
