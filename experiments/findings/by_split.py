@@ -21,9 +21,9 @@ from rayunlearn.analysis.run_frames import (
     trials_with_roles,
     values_by_trial,
 )
-from rayunlearn.config import Data
-from rayunlearn.data.load import load_corpus
+from rayunlearn.config import Data, Model
 from rayunlearn.storage.run import Run
+from rayunlearn.trial.identity import corpus_of
 
 ANSWERED_SPLITS = ("forget", "paraphrased", "near", "untouched", "far", "retain")
 # text without a key, shown by the probability of its tokens, of which so little is base's own that
@@ -176,13 +176,16 @@ def documents_of(run: Run, trial_id: str) -> list[str]:
 
 def probes_of_passages(run: Run) -> dict[str, str]:
     """Document -> the probe that asks it, of a dataset of files whose passages train whole and are
-    asked by their beginnings; their texts are in no run, so it is empty where the files have gone.
+    asked by their beginnings; their texts are in no run, so it is empty where the files have gone
+    or are others by now.
     """
     (row, *_) = run.trials.head(1).collect().to_dicts() or [{}]
     settings = {f.name: row.get(f"data.{f.name}") for f in fields(Data)}
     if settings["name"] != "files" or not Path(str(settings["path"])).is_dir():
         return {}
-    corpus = load_corpus(Data(**{name: v for name, v in settings.items() if v is not None}))
+    corpus = corpus_of(Data(**{name: v for name, v in settings.items() if v is not None}), Model())
+    if corpus.digest != row["corpus_digest"]:
+        return {}
     # apart from blanks, of which one stands between prompt and answer
     passages = {"".join(d.answer.split()): d.doc_id for d in corpus.forget if not d.prompt}
     asked = {"".join((d.prompt + d.answer).split()): d for d in corpus.probes.get("forget", ())}

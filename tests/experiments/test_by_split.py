@@ -21,6 +21,7 @@ from rayunlearn.analysis.run_frames import objective_of
 from rayunlearn.config import Data, Trial, Value, digest, flatten, with_values
 from rayunlearn.data.load import load_corpus
 from rayunlearn.storage.run import Run, open_run, write_experiment, write_run_table, write_trial
+from rayunlearn.trial import identity
 from tests.synthetic import EXPERIMENT, plan_row
 
 SPLITS = ("forget", "near", "untouched", "far", "retain")
@@ -205,13 +206,18 @@ def test_a_passage_that_trains_whole_is_the_probe_that_asks_its_second_half(
     data = Data(name="files", path=str(books), probe_forget="probe_forget", template="{prompt}")
     corpus = load_corpus(data)
     trial = replace(Trial(), data=data)
-    write_trial(tmp_path, "a" * 8, {"trials": [{"status": "complete"}]}, flatten(trial))
+    ended = {"status": "complete", "corpus_digest": corpus.digest}
+    write_trial(tmp_path, "a" * 8, {"trials": [ended]}, flatten(trial))
     of_passage = probes_of_passages(open_run(tmp_path))
     probes = {d.doc_id: d for d in corpus.probes["forget"]}
     assert of_passage.keys() == {d.doc_id for d in corpus.forget}
     for passage in corpus.forget:
         probe = probes[of_passage[passage.doc_id]]
         assert passage.answer.split() == [*probe.prompt.split(), *probe.answer.split()]
+    # a process reads a corpus once
+    identity._corpus_of.cache_clear()
+    (books / "retain.jsonl").write_text('{"answer": "nine ten eleven twelve"}', encoding="utf-8")
+    assert probes_of_passages(open_run(tmp_path)) == {}
     shutil.rmtree(books)
     assert probes_of_passages(open_run(tmp_path)) == {}
 
