@@ -193,7 +193,7 @@ MISTYPED = [f"{c} {a}".split() for c, a, allowed in COMMANDS if not allowed]
 
 # what the same interpreter takes for so much of its own library: how fast this machine is right now
 REFERENCE = "import asyncio, http.server, unittest.mock, xml.dom.minidom"
-# CPU seconds of `REFERENCE` where half a second was promised
+# CPU seconds of `REFERENCE` on a two-core machine, at its quickest (0.12 to 0.20 were seen)
 REFERENCE_SECONDS = 0.125
 
 
